@@ -11,6 +11,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -33,17 +34,25 @@ ROOT = Path(__file__).parent.parent
 # The shipped checkpoint, or another demo checkpoint to test.
 DEMO = Path(os.environ.get("DEMO_CHECKPOINT", ROOT / "demo" / "qwen3-omni-demo"))
 
-# Two checkpoints that differ in every size: heads, experts, layers and vocabulary differ.
-CHECKPOINTS = {"tiny": ["--preset", "tiny", "--seed", "0"], "nano": ["--preset", "nano", "--seed", "1"]}
+# "tiny" and "nano" differ in every size: heads, experts, layers and vocabulary. "thinking" reasons and does not speak.
+CHECKPOINTS = {
+    "tiny": ["--preset", "tiny", "--seed", "0"],
+    "nano": ["--preset", "nano", "--seed", "1"],
+    "thinking": ["--preset", "tiny", "--seed", "0", "--kind", "thinking"],
+}
 
 
 def make_checkpoint(name: str) -> Path:
     """Make a random checkpoint under checkpoints/test, unless that directory already has a checkpoint from the same
-    recipe.
+    recipe. Another run of the tests may need the same checkpoint at the same time, so only one run makes it.
     """
     target = ROOT / "checkpoints" / "test" / name
     script = ROOT / "scripts" / "make_tiny_checkpoint.py"
-    subprocess.run([sys.executable, script, *CHECKPOINTS[name], "--out", target], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, script, *CHECKPOINTS[name], "--out", target]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return target
 
 

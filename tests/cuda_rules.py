@@ -1,10 +1,10 @@
-"""Simulates tensors on a GPU. Operations on such tensors are checked by CUDA's rules and counted, but not computed.
+"""Simulates tensors on a GPU. Operations on such tensors are checked against CUDA's rules and counted, not computed.
 
 `CudaRules` is a dispatch mode. A tensor on ``cuda`` is one of torch's FakeTensors: it has a shape, a type and a device,
-but no values. Tensors on the CPU are computed as usual. An operation that CUDA refuses fails at once, such as one over
-two devices or with a wrong shape. So does a type promotion that no argument allows. A copy between host and device may
-make the host wait for the device, or the device for the host. So each copy is counted under the function that caused
-it.
+but no values. Tensors on the CPU are computed as usual. An operation that CUDA refuses fails at once, for example an
+operation over two devices or with a wrong shape. A type promotion fails too, unless an argument allows it. A copy
+between host and device may make the host wait for the device, or the device for the host. So each copy is counted under
+the name of the function that caused the copy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _NO_KERNELS = frozenset(
     }
 )  # fmt: skip
 
-# Operations whose result, or the size of whose result, depends on values in the device's memory.
+# Operations that read values from the device's memory, because their result or the size of their result depends on
+# these values.
 _READS = frozenset(
     {
         aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2, aten.unique_dim,
@@ -155,8 +156,8 @@ class CudaRules(TorchDispatchMode):
 
     def __enter__(self) -> CudaRules:
         with contextlib.ExitStack() as undo:
-            # With this setting, torch makes tensors from lists on the CPU, which modes do not see, and then moves them
-            # to the device, which modes do see.
+            # With this setting, torch first makes tensors from lists on the CPU, and then moves them to the device.
+            # Modes do not see the first step, but they see the second step.
             undo.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
             torch._C._set_only_lift_cpu_tensors(True)
             undo.enter_context(mock.patch.object(torch.cuda, "_lazy_init", _nothing))
@@ -169,8 +170,8 @@ class CudaRules(TorchDispatchMode):
             undo.enter_context(_Unpinned())
             super().__enter__()
             undo.callback(super().__exit__, None, None, None)
-            # The index 0 is given, because without an index torch asks the driver for the current device, now and
-            # later.
+            # The index 0 is given. Without an index, torch would ask the driver for the current device, in this call
+            # and in later calls.
             torch.empty(0).to("cuda:0")
             self.forget()
             self._undo = undo.pop_all()

@@ -51,7 +51,7 @@ class Patience(NamedTuple):
 
 # The first run on a GPU compiles each kernel at its first use. This takes minutes at the start and during the first
 # requests.
-PATIENCE = {"cpu": Patience(120, 120), "cuda": Patience(1800, 900)}[DEVICE]
+PATIENCE = {"cpu": Patience(240, 120), "cuda": Patience(1800, 900)}[DEVICE]
 
 if (DEVICE, DTYPE) == ("cuda", "float32"):
     # This must be set before CUDA starts. Otherwise, CUDA's libraries would use ten bits of mantissa too.
@@ -70,6 +70,6 @@ def on_device(config: dict[str, Any], device: str = DEVICE, dtype: str = DTYPE) 
         return merge({"stages": stages}, config)
     for name in _ENGINES:
         stages[name]["options"]["max_total_tokens"] = _CACHE_TOKENS
-        if exact:  # the only attention backend that takes float32 and can be captured
+        if exact:  # the only attention backend that accepts float32 and can be captured
             stages[name]["options"]["engine"] = {"attention_backend": "triton"}
     return merge({"device": device, "stages": stages}, config)

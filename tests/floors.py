@@ -1,7 +1,8 @@
-"""Reads which rooms of the code import which other rooms, and finds imports that lead upward, sideways or in a circle.
+"""Reads which *rooms* of the code import which other rooms, and finds imports that break the rule of the *floors*.
 
-A room is a folder of a package, or a module that lies directly in it. The files are read and never run, so an import
-counts wherever it stands: at the top, inside a function, or for type checking only.
+A room is a folder of a package, or a module that is directly in a package. Each room belongs to a floor, and may import
+only rooms of lower floors (see docs/architecture.md). No module may import itself through other modules. The files are
+read but not run. So all imports count: at the top of a module, inside a function, or for type checking only.
 """
 
 from __future__ import annotations

@@ -5,8 +5,10 @@ Media are files. This module decodes them in the simplest way, so that the tests
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -15,7 +17,7 @@ import soundfile
 import soxr
 import torch
 from PIL import Image, ImageOps
-from transformers import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
+from transformers import LogitsProcessorList, Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 from transformers.video_utils import VideoMetadata
 
 from tests.device import EXACTNESS
@@ -34,13 +36,16 @@ NO_TOKEN = -1
 class Conversation:
     """A conversation in Hugging Face's form, with paths for media, and the processor's video options.
 
-    `messages` hold parts ``{"type": "text" | "image" | "audio" | "video", <type>: text or path}``.
+    `messages` hold parts ``{"type": "text" | "image" | "audio" | "video", <type>: text or path}``. `tools` are in
+    OpenAI's form. `answers` has the ids of each message of the assistant; None for a message that is tokenised.
     """
 
     name: str
     messages: list[dict[str, Any]]
     fps: float = 2.0
     use_audio_in_video: bool = False
+    tools: list[dict[str, Any]] | None = None
+    answers: list[list[int] | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,9 @@ class Reference:
                     metadata.append(VideoMetadata(total_num_frames=len(frames), fps=rate, duration=len(frames) / rate))
                     if conversation.use_audio_in_video:
                         sounds.append(sound(part["video"]))
-        prompt = self.processor.apply_chat_template(conversation.messages, add_generation_prompt=True, tokenize=False)
+        prompt = self.processor.apply_chat_template(
+            conversation.messages, tools=conversation.tools, add_generation_prompt=True, tokenize=False
+        )
         video = (
             {
                 "videos": clips,
@@ -98,14 +105,49 @@ class Reference:
             if clips
             else {}
         )
-        return self.processor(
+        inputs = self.processor(
             text=prompt, images=images or None, audio=sounds or None, return_tensors="pt", padding=True, **video
         )
+        if any(conversation.answers):
+            ids = self._with_answers(inputs["input_ids"][0].tolist(), conversation.answers)
+            inputs["input_ids"] = torch.tensor([ids])
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        return inputs
+
+    def _with_answers(self, ids: list[int], answers: list[list[int] | None]) -> list[int]:
+        """`ids`, changed so that the assistant's messages have the ids in `answers`."""
+        config, tokenizer = self.model.config, self.processor.tokenizer
+        opening = tokenizer("<|im_start|>assistant\n").input_ids
+        place = 0
+        for answer in answers:
+            while ids[place : place + 2] != opening[:2]:
+                place += 1
+            end = ids.index(config.im_end_token_id, place)
+            if answer is not None:
+                ids = ids[:place] + opening + answer + ids[end:]
+            place += 2
+        return ids
 
     @torch.no_grad()
-    def greedy(self, conversation: Conversation, max_tokens: int, repetition_penalty: float = 1.0) -> Greedy:
-        """The thinker's greedy answer. The margins are computed from the logits after the repetition penalty."""
+    def greedy(
+        self,
+        conversation: Conversation,
+        max_tokens: int,
+        repetition_penalty: float = 1.0,
+        allowed: Callable[[tuple[int, ...]], torch.Tensor] | None = None,
+    ) -> Greedy:
+        """The thinker's greedy answer. The margins are computed from the logits after the repetition penalty.
+
+        Args:
+            allowed: The ids that may follow the generated ids, bool [vocabulary]; None allows all ids.
+        """
         inputs = self.inputs(conversation)
+        prompt = inputs["input_ids"].shape[1]
+
+        def masked(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            assert allowed is not None
+            return scores.masked_fill(~allowed(tuple(ids[0, prompt:].tolist())), -torch.inf)
+
         result = self.model.thinker.generate(
             **inputs,
             use_audio_in_video=conversation.use_audio_in_video,
@@ -115,8 +157,9 @@ class Reference:
             return_dict_in_generate=True,
             output_scores=True,
             repetition_penalty=repetition_penalty,
+            logits_processor=LogitsProcessorList([masked] if allowed else []),
         )
-        ids = result.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        ids = result.sequences[0, prompt:].tolist()
         best = torch.stack(result.scores)[:, 0].float().topk(2, dim=-1).values
         return Greedy(ids, (best[:, 0] - best[:, 1]).tolist())
 
@@ -186,14 +229,29 @@ class SpokenReference(Reference):
 
     @torch.no_grad()
     def speak(
-        self, conversation: Conversation, max_tokens: int, max_frames: int, speaker: str, *, endless: bool = False
+        self,
+        conversation: Conversation,
+        max_tokens: int,
+        max_frames: int,
+        speaker: str,
+        *,
+        endless: bool = False,
+        written: list[int] | None = None,
     ) -> Spoken | None:
-        """The spoken answer. It is None if the text or the speech ends at the first token, because the reference then
-        fails.
+        """The spoken answer. It is None if the text or the speech ends at the first token, because the reference fails
+        in this case.
 
         An `endless` answer ends only at the limits.
+
+        Args:
+            written: The ids of the text that the thinker writes, whatever its logits are. None lets the thinker write.
         """
         inputs = self.inputs(conversation)
+        forced: dict[str, Any] = {}
+        if written is not None:
+            answer, prompt = [*written, self.model.config.im_end_token_id], inputs["input_ids"].shape[1]
+            forced["thinker_prefix_allowed_tokens_fn"] = lambda _, ids: [answer[len(ids) - prompt]]
+            max_tokens = len(answer)
         heard = _Decisions(self.model)
         codes: list[torch.Tensor] = []
         decode = self.model.code2wav.chunked_decode
@@ -208,6 +266,7 @@ class SpokenReference(Reference):
                 talker_do_sample=False,
                 talker_max_new_tokens=max_frames + 1,
                 talker_min_new_tokens=max_frames + 1 if endless else None,
+                **forced,
             )
         except RuntimeError:
             return None
@@ -217,6 +276,57 @@ class SpokenReference(Reference):
         waveform = self.model.code2wav(codes[0])[0, 0].numpy()
         margins = heard.margins(codes[0][0], endless=endless)
         return Spoken(ids[0, inputs["input_ids"].shape[1] :].tolist(), codes[0][0], margins, waveform)
+
+    @torch.no_grad()
+    def read(self, passages: list[str], instructions: str, max_frames: int, speaker: str) -> Spoken:
+        """The speech for a text that is read aloud. For each passage, the talker gets the ids of the passage, as if the
+        thinker had answered `instructions` with these ids. The waveform is decoded from the codes of all passages.
+
+        Without `instructions`, the talker gets no user rows. (The reference itself would treat the opening of the
+        assistant's turn as user rows, and leave these rows out of its attention mask.)
+        """
+        prompt = "<|im_start|>assistant\n"
+        if instructions:
+            turn = {"role": "user", "content": [{"type": "text", "text": instructions}]}
+            prompt = self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+        read = [self._read_passage(prompt, passage, max_frames, speaker) for passage in passages]
+        codes = torch.cat([codes for codes, _ in read], dim=1)
+        waveform = self.model.code2wav(codes[None])[0, 0].numpy()
+        return Spoken([], codes, [margin for _, margins in read for margin in margins], waveform)
+
+    def _read_passage(self, prompt: str, passage: str, max_frames: int, speaker: str) -> tuple[Any, list[float]]:
+        """Codes of one passage, int64 [codebooks, frames], and the margins of the frames."""
+        model, tokenizer = self.model, self.processor.tokenizer
+        opened = tokenizer(prompt).input_ids
+        ids = torch.tensor([opened + tokenizer(passage).input_ids + [model.config.im_end_token_id]])
+        rows = model.thinker.get_input_embeddings()(ids[:, :-1])
+        # The talker uses hidden states only at media rows, and this prompt has no media rows.
+        states = (rows,) * (model.config.talker_config.accept_hidden_layer + 1)
+        written = SimpleNamespace(sequences=ids, hidden_states=(states,))
+        codes: list[torch.Tensor] = []
+        write, speak, decode = model.thinker.generate, model.talker.generate, model.code2wav.chunked_decode
+
+        def speak_without_user(**given: Any) -> Any:
+            ours = {name: given[name][:, -9:] for name in ("inputs_embeds", "talker_input_ids", "attention_mask")}
+            return speak(**given | ours)
+
+        model.thinker.generate = lambda **given: written
+        model.code2wav.chunked_decode = lambda given, **options: (codes.append(given.clone()), decode(given))[1]
+        if model.config.user_token_id not in opened:
+            model.talker.generate = speak_without_user
+        heard = _Decisions(model)
+        try:
+            model.generate(
+                input_ids=torch.tensor([opened]),
+                speaker=speaker,
+                thinker_eos_token_id=model.config.im_end_token_id,
+                talker_do_sample=False,
+                talker_max_new_tokens=max_frames + 1,
+            )
+        finally:
+            model.thinker.generate, model.talker.generate, model.code2wav.chunked_decode = write, speak, decode
+            heard.close()
+        return codes[0][0], heard.margins(codes[0][0], endless=False)
 
 
 class _Decisions:

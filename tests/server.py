@@ -58,11 +58,15 @@ class Server(ServerProcess):
 
     def start(self) -> Self:
         """Start the server, and wait until `/health` reports that it serves."""
+        self.launch()
+        self.wait_until_ready(self.start_seconds)
+        return self
+
+    def launch(self) -> None:
+        """Start the server, without waiting until it serves."""
         if not isinstance(self.config, str):
             self._written_config.write_text(yaml.safe_dump(on_device(self.config)))
         super().start()
-        self.wait_until_ready(self.start_seconds)
-        return self
 
     def live_requests(self) -> dict[str, int]:
         """Number of requests that each stage held at its worker's last heartbeat, which is less than two seconds

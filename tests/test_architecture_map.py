@@ -23,7 +23,7 @@ REFERENCE = re.compile(r"`((?:omni_pipeline|stages|gateway|scripts|tests|configs
 # A name in backquotes without a path, such as `Abort` or `Answer.take`.
 BARE = re.compile(r"`([A-Z]\w*[a-z]\w*(?:\.\w+)?)`")
 ROW = re.compile(r"^\| (\d+) \| `([\w/.]+)` \|", re.MULTILINE)
-JOURNEYS = 6
+JOURNEYS = 9
 
 
 def missing(text: str) -> Iterator[str]:

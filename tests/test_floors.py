@@ -13,12 +13,19 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("omni_pipeline", "stages", "gateway")
 
 FRAMEWORK = (
-    ("omni_pipeline", "omni_pipeline.errors", "omni_pipeline.os_process", "omni_pipeline.sizes"),
+    (
+        "omni_pipeline",
+        "omni_pipeline.cpu_detection",
+        "omni_pipeline.errors",
+        "omni_pipeline.os_process",
+        "omni_pipeline.sizes",
+    ),
     ("omni_pipeline.gpus", "omni_pipeline.logs", "omni_pipeline.wire"),
     ("omni_pipeline.contract",),
     ("omni_pipeline.config", "omni_pipeline.kernels", "omni_pipeline.worker"),
     ("omni_pipeline.supervision",),
     ("omni_pipeline.deployment",),
+    ("omni_pipeline.hosts", "omni_pipeline.simulation"),
     ("omni_pipeline.commands", "omni_pipeline.service"),
     ("omni_pipeline.cli",),
 )
@@ -32,6 +39,7 @@ OPEN_TO_STAGES = (
     "omni_pipeline.os_process",
     "omni_pipeline.sizes",
     "omni_pipeline.gpus",
+    "omni_pipeline.cpu_detection",
 )
 STAGES = (
     (
@@ -39,24 +47,43 @@ STAGES = (
         "stages.messages",
         "stages.cuda_habits",
         "stages.cpu_graphs",
+        "stages.compiled",
         "stages.context_length",
         "stages.playback",
+        "stages.queue_order",
+        "stages.token_bytes",
     ),
-    ("stages.flags", "stages.options", "stages.filtered_draws"),
-    ("stages.checkpoint",),
+    (
+        "stages.flags",
+        "stages.options",
+        "stages.sampling_filters",
+        "stages.decoder_kernels",
+        "stages.reasoning_track",
+    ),
+    ("stages.checkpoint", "stages.grammars"),
     ("stages.sglang_engine", "stages.encoders"),
     ("stages.preprocessing", "stages.mm_aggregate", "stages.decode"),
     ("stages.thinker", "stages.talker_ar", "stages.code_predictor", "stages.code2wav"),
-    ("stages.topology",),
+    ("stages.simulation", "stages.topology"),
     ("stages.routes",),
 )
 
 GATEWAY = (
-    ("gateway", "gateway.pipeline", "gateway.grants", "gateway.bodies", "gateway.playback", "gateway.traces"),
+    ("gateway", "gateway.fair_limit"),
+    (
+        "gateway.pipeline",
+        "gateway.prompt_chain",
+        "gateway.grants",
+        "gateway.bodies",
+        "gateway.playback",
+        "gateway.traces",
+        "gateway.voice_load",
+    ),
     ("gateway.admission",),
     ("gateway.api", "gateway.metrics", "gateway.bench"),
     ("gateway.http", "gateway.media"),
-    ("gateway.answers",),
+    ("gateway.answers", "gateway.playground"),
+    ("gateway.realtime",),
     ("gateway.serving",),
 )
 
@@ -108,7 +135,7 @@ def copy(tmp_path: Path) -> Path:
     ("file", "line", "floors"),
     [
         ("omni_pipeline/wire/transport.py", "from omni_pipeline.worker.loop import Worker", FRAMEWORK),
-        ("omni_pipeline/supervision/fleet.py", "from omni_pipeline.deployment import resolve", FRAMEWORK),
+        ("omni_pipeline/supervision/worker_lifecycle.py", "from omni_pipeline.deployment import resolve", FRAMEWORK),
         ("omni_pipeline/errors.py", "import omni_pipeline.logs", FRAMEWORK),
     ],
 )

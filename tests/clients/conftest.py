@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
+import soxr
 
+from gateway.answers.audio_formats import to_pcm16
 from tests.conftest import ROOT
 from tests.server import Server
 
@@ -28,8 +31,12 @@ def answers(
     """A function that returns the answers of a program, by the name of the question. Each program runs only once."""
     directory = tmp_path_factory.mktemp("programs")
     shutil.copytree(PROGRAMS, directory, dirs_exist_ok=True)
-    # Node looks for packages in the directory of a program, and nowhere else.
+    # Node looks for packages only in the directory of a program.
     (directory / "node_modules").symlink_to(Path(LIBRARIES) / "node_modules")
+    # The realtime programs send this recording as speech. Not all of their environments can resample it, so it is
+    # resampled here.
+    samples, rate = soundfile.read(data / "query_to_cars.wav", dtype="float32")
+    (directory / "query_to_cars.pcm").write_bytes(to_pcm16(soxr.resample(samples, rate, 24_000)).tobytes())
 
     @cache
     def run(program: str) -> dict[str, Any]:

@@ -41,6 +41,9 @@ CASES = {
     ],
     "litellm_chat.py": ["picture", "sound", "stream", "follow-up", "follow-up to speech"],
     "agents_chat.py": ["picture", "sound", "stream", "follow-up"],
+    "agents_responses.py": ["picture", "sound", "stream", "follow-up"],
+    "openai_responses.py": ["picture", "sound", "stream", "stream helper", "follow-up"],
+    "openai_responses.mjs": ["picture", "sound", "stream", "stream helper", "follow-up"],
     "openai_node.mjs": ["picture", "sound", "stream", "stream helper", "follow-up", "follow-up to speech"],
     "vercel_ai.mjs": [
         f"{case}, {provider}"
@@ -61,6 +64,29 @@ def test_a_library_gets_the_right_answer(program: str, case: str, answers: Answe
     assert answers(program)[case] == RIGHT[case.partition(",")[0]]
 
 
+LOOPS = ["text", "picture", "sound", "streamed"]
+
+
+@pytest.mark.parametrize(
+    ("program", "case"),
+    [
+        *((program, case) for program in ("openai_tools.py", "openai_tools.mjs", "agents_chat.py") for case in LOOPS),
+        ("openai_tools.py", "speech"),
+        ("openai_tools.mjs", "speech"),
+    ],
+)
+def test_a_library_runs_a_tool_loop(program: str, case: str, answers: Answers) -> None:
+    """The answers after the result of the tool are not judged, because the demo model was not trained for tools."""
+    needs_node(program)
+    answer = answers(program)[f"tools, {case}"]
+    assert answer["called"] == {"name": "in_stock", "arguments": {"kind": "car"}}
+    assert answer["text"].strip()
+    if case == "speech":
+        samples, rate = soundfile.read(io.BytesIO(base64.b64decode(answer["sound"])))
+        assert len(samples) / rate > 0.5
+        assert numpy.abs(samples).max() > 0.1
+
+
 @pytest.mark.parametrize("program", ["langchain_chat.py", "litellm_chat.py", "openai_node.mjs"])
 def test_a_library_gets_a_spoken_answer(program: str, answers: Answers) -> None:
     needs_node(program)
@@ -72,6 +98,16 @@ def test_a_library_gets_a_spoken_answer(program: str, answers: Answers) -> None:
     assert numpy.abs(samples).max() > 0.1
 
 
+def test_a_text_is_read_aloud(answers: Answers) -> None:
+    needs_node("openai_node.mjs")
+    read = answers("openai_node.mjs")["read aloud"]
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(read["sound"])))
+    assert rate == 24000
+    assert 1 < len(samples) / rate < 4
+    assert numpy.abs(samples).max() > 0.1
+    assert read["pieces"] > 1
+
+
 def test_a_stream_helper_joins_a_spoken_answer(answers: Answers) -> None:
     needs_node("openai_node.mjs")
     speech = answers("openai_node.mjs")["streamed speech"]
@@ -80,3 +116,11 @@ def test_a_stream_helper_joins_a_spoken_answer(answers: Answers) -> None:
     samples = numpy.frombuffer(base64.b64decode(speech["sound"]), "<i2")
     assert 1 < len(samples) / 24000 < 4
     assert numpy.abs(samples).max() > 3000
+
+
+def test_openai_s_library_for_node_gets_transcripts(answers: Answers) -> None:
+    needs_node("openai_node.mjs")
+    found = answers("openai_node.mjs")["transcripts"]
+    assert found["whole"] == found["streamed"] == found["done"] != ""
+    assert found["translated"]
+    assert found["heard"] > 10

@@ -23,8 +23,9 @@ import pytest
 from stages import cuda_habits
 from tests.equality import test_served as text
 from tests.equality import test_spoken as speech
-from tests.equality.conversations import Kit, all_conversations, request
-from tests.reference import Conversation, Reference, SpokenReference
+from tests.equality.conversations import Kit, request
+from tests.equality.sample import CLIENTS, sample, spoken_truths, text_truths
+from tests.reference import Conversation
 from tests.server import Server, colocated
 
 # The least memory with which a server starts. With these settings, SGLang does not reserve the memory that answers may
@@ -34,25 +35,11 @@ THINKER = {"max_total_tokens": 2560, "engine": ENGINE}
 TALKER = {"max_total_tokens": 4105, "engine": ENGINE}
 # Long answers that outgrow the memory of the thinker while the sample is requested.
 FILLERS, FILLER_TOKENS = 12, 250
-CLIENTS = 6
-
-SAMPLE = [
-    "text-hello",
-    "text-turns",
-    "image-after-text",
-    "image-two",
-    "audio-0.99",
-    "audio-two",
-    "video-even",
-    "mix-all",
-    "heard-clip",
-    "heard-wide-and-short",
-]
 
 
 @pytest.fixture(scope="module")
 def conversations(kit: Kit) -> list[Conversation]:
-    return [one for one in all_conversations(kit) if one.name in SAMPLE]
+    return sample(kit)
 
 
 def habitual() -> dict[str, Any]:
@@ -82,9 +69,7 @@ def preemptions(server: Server, stage: str) -> float:
 def test_text_while_memory_is_taken_back(
     server: Server, conversations: list[Conversation], tiny_checkpoint: Path
 ) -> None:
-    reference = Reference(tiny_checkpoint)
-    answers = {one.name: reference.greedy(one, text.TOKENS) for one in conversations}
-    running = text.Running(server, text.Truths(conversations, answers))
+    running = text.Running(server, text_truths(conversations, tiny_checkpoint))
     filler = request(conversations[0]) | {"max_tokens": FILLER_TOKENS, "min_tokens": FILLER_TOKENS}
     with ThreadPoolExecutor(FILLERS + CLIENTS) as clients:
         fillers = [clients.submit(server.post, filler) for _ in range(FILLERS)]
@@ -100,10 +85,6 @@ def test_text_while_memory_is_taken_back(
 
 
 def test_voices(server: Server, conversations: list[Conversation], tiny_checkpoint: Path) -> None:
-    reference = SpokenReference(tiny_checkpoint)
-    heard = {one.name: reference.speak(one, speech.TOKENS, speech.FRAMES, "ethan") for one in conversations}
-    voices = {name: answer for name, answer in heard.items() if answer is not None}
-    spoken = [one for one in conversations if one.name in voices]
-    running = speech.Running(server, speech.Truths(spoken, dict.fromkeys(voices, "ethan"), voices))
+    running = speech.Running(server, spoken_truths(conversations, tiny_checkpoint))
     with ThreadPoolExecutor(CLIENTS) as clients:
-        running.check(list(clients.map(running.listen, spoken * 3)))
+        running.check(list(clients.map(running.listen, running.truths.conversations * 3)))

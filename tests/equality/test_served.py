@@ -18,7 +18,9 @@ import pytest
 
 from tests.device import PATIENCE
 from tests.equality.conversations import Kit, all_conversations, request
+from tests.equality.serving import serving
 from tests.reference import NEAR_TIE, Conversation, Greedy, Reference, differs
+from tests.regex_masks import RegexMasks
 from tests.server import Server, fused, split
 
 TOKENS = 24
@@ -47,13 +49,18 @@ class Running:
 
     server: Server
     truths: Truths
+    checkpoint: str = ""  # its name, for tests that compute further answers
 
     def ask(self, conversation: Conversation) -> tuple[str, list[int]]:
         """The name of a conversation, and the token ids of the server's answer."""
-        body = request(conversation) | {"max_tokens": TOKENS, "return_token_ids": True}
-        status, answer = self.server.post(body)
-        assert status == 200, (conversation.name, answer)
-        return conversation.name, answer["choices"][0]["token_ids"]
+        return conversation.name, self.ids(request(conversation))
+
+    def ids(self, body: dict[str, Any]) -> list[int]:
+        """The token ids of the server's answer to a request."""
+        status, answer = self.server.post(body | {"max_tokens": TOKENS, "return_token_ids": True})
+        assert status == 200, (body, answer)
+        ids: list[int] = answer["choices"][0]["token_ids"]
+        return ids
 
     def check(self, answers: list[tuple[str, list[int]]]) -> None:
         """Compare answers with the reference's answers. A difference at a near tie is only counted and printed."""
@@ -93,8 +100,8 @@ def running(
 ) -> Iterator[Running]:
     checkpoint, config = CONFIGURATIONS[request.param]
     expected = truths(checkpoint)
-    with Server(checkpoints(checkpoint), media_directory, config) as server:
-        yield Running(server, expected)
+    with serving(checkpoints(checkpoint), media_directory, config) as server:
+        yield Running(server, expected, checkpoint)
 
 
 def test_the_table_is_as_large_and_lively_as_it_should_be(truths: Callable[[str], Truths]) -> None:
@@ -124,6 +131,70 @@ def test_eight_at_once_with_staggered_arrival(running: Running) -> None:
     random.Random(5).shuffle(order)
     with ThreadPoolExecutor(8) as clients:
         running.check(list(clients.map(running.ask, order)))
+
+
+PATTERNS = [r'\{"n": -?(0|[1-9][0-9]{0,5}), "s": "[a-zA-Z ,]{3,40}"\}', r"(yes|no|perhaps)(, (really|[a-z]{2,9}))*\."]
+
+
+@dataclass
+class Constrained:
+    """A conversation with the reference's answer in the language of a regular expression."""
+
+    conversation: Conversation
+    pattern: str
+    truth: Greedy
+
+
+@pytest.fixture(scope="module")
+def constrained(kit: Kit, checkpoints: Callable[[str], Path]) -> Callable[[str], list[Constrained]]:
+    """Constrained answers of the reference on a checkpoint, computed once."""
+
+    @cache
+    def of(name: str) -> list[Constrained]:
+        return constrained_answers(checkpoints(name), Reference(checkpoints(name)), all_conversations(kit)[::8])
+
+    return of
+
+
+def constrained_answers(path: Path, reference: Reference, conversations: list[Conversation]) -> list[Constrained]:
+    """The reference's answers to each conversation, one for each pattern.
+
+    Args:
+        path: The reference's checkpoint.
+    """
+    config = reference.model.config
+    size, end = config.thinker_config.text_config.vocab_size, config.im_end_token_id
+    masks = [RegexMasks(path, pattern, size, end) for pattern in PATTERNS]
+    return [
+        Constrained(each, pattern, reference.greedy(each, TOKENS, allowed=mask.allowed))
+        for each in conversations
+        for pattern, mask in zip(PATTERNS, masks, strict=True)
+    ]
+
+
+def check_constrained(running: Running, cases: list[Constrained], neighbours: list[Conversation]) -> None:
+    """Compare constrained answers, and free answers beside them, with the reference's answers."""
+    masked = Running(running.server, Truths([], {}), running.checkpoint)
+    bodies = {}
+    for number, case in enumerate(cases):
+        name = f"{case.conversation.name} by {case.pattern}"
+        masked.truths.answers[name] = case.truth
+        field = ("regex", "guided_regex")[number % 2]
+        bodies[name] = {**request(case.conversation), field: case.pattern}
+    with ThreadPoolExecutor(8) as clients:
+        answers = clients.map(lambda item: (item[0], masked.ids(item[1])), bodies.items())
+        free = clients.map(running.ask, neighbours)
+        masked.check(list(answers))
+        running.check(list(free))
+
+
+def test_constrained_answers_and_free_neighbours(
+    running: Running, constrained: Callable[[str], list[Constrained]]
+) -> None:
+    """Constrained answers equal those of the reference with the same logits masked. Other answers do not change."""
+    cases = constrained(running.checkpoint)
+    assert any(any(part["type"] == "image" for part in case.conversation.messages[-1]["content"]) for case in cases)
+    check_constrained(running, cases, running.truths.conversations[::3])
 
 
 def test_while_neighbours_are_aborted(running: Running) -> None:

@@ -5,7 +5,9 @@ progress.
 from __future__ import annotations
 
 import base64
+import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,27 +18,56 @@ from typing import Any
 
 import numpy
 import pytest
+import requests
 
-from tests.device import EXACTNESS
+from stages.preprocessing.passages import passages
+from tests.device import EXACTNESS, PATIENCE
 from tests.equality.conversations import Kit, all_conversations, request
+from tests.equality.serving import serving
 from tests.reference import NEAR_TIE, Conversation, Spoken, SpokenReference
 from tests.served.streams import DONE, stream
 from tests.server import Server, colocated
 
 TOKENS = 16
 FRAMES = 20
-# The tolerance is relative to full scale. The second term is the rounding to 16 bits.
-TOLERANCE = EXACTNESS.samples + 0.5 / 32768
+# The tolerance is relative to full scale. The second term is the rounding to 16 bits. On the random checkpoints, single
+# samples of the reference's sound differ by up to `EXACTNESS.samples` from a computation in float64. So our samples may
+# differ by twice this value from the reference's samples.
+TOLERANCE = 2 * EXACTNESS.samples + 0.5 / 32768
 SAMPLES_PER_FRAME = 1920
 VOICES = ("ethan", "chelsie", "aiden")
 GREEDY = {"talker_temperature": 0, "talker_max_new_tokens": FRAMES + 1}
 
+
+def limited(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with a limit of `FRAMES` for each passage of a text that is read aloud. Conversations have another
+    limit.
+    """
+    stages = config.get("stages", {})
+    talker = stages.get("talker_ar", {}) | {"options": {"default_max_tokens": FRAMES + 1}}
+    return config | {"stages": stages | {"talker_ar": talker}}
+
+
 # Both layouts on both checkpoints. Two of the four pairs use only every fourth conversation.
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "split": ("tiny", {}, 1),
-    "colocated": ("nano", colocated(), 1),
-    "split-nano": ("nano", {}, 4),
-    "colocated-tiny": ("tiny", colocated(), 4),
+    "split": ("tiny", limited({}), 1),
+    "colocated": ("nano", limited(colocated()), 1),
+    "split-nano": ("nano", limited({}), 4),
+    "colocated-tiny": ("tiny", limited(colocated()), 4),
+}
+
+# Texts that are read aloud, with their instructions.
+READ: dict[str, tuple[str, str]] = {
+    "one word": ("Yes", ""),
+    "a sentence": ("There are three cars in the picture.", ""),
+    "an answer": ("A house is being drawn.", "What is being drawn?"),
+    "a lecture": ("Speak, and I will tell you who you are.", "Read this slowly, as a teacher does."),
+    "numbers": ("3.14, 1999 and 10:45 are numbers (mostly)!", ""),
+    "Chinese": ("你好，世界！今天天气很好。", "请朗读。"),
+    "Russian": ("Она сказала, что придёт завтра.", ""),
+    "punctuation": ("Well... (who knows?) – nobody; \"yes\" & 'no'!", "Say something odd."),
+    "passages": ("One car is red. Two cars are blue, and nobody knows why. " * 30, ""),
+    "an answer in passages": ("图片里有三辆车。第一辆车是红色的，第二辆车是蓝色的。" * 20, "What do you see?"),
 }
 LONG = Conversation("long", [{"role": "user", "content": [{"type": "text", "text": "Tell me a very long story."}]}])
 LONG_TOKENS, LONG_FRAMES = 8, 310
@@ -47,7 +78,7 @@ class Truths:
     """Conversations, each with its voice and the reference's answer. Conversations on which the reference fails are
     left out.
 
-    `answers` also has an endless answer to `LONG`.
+    `answers` also has an endless answer to `LONG`, and the texts of `READ`.
     """
 
     conversations: list[Conversation]
@@ -101,6 +132,20 @@ class Running:
                     sound.append(samples(choice["delta"]["audio"]["data"]))
         return Heard(conversation.name, text, numpy.concatenate(sound) if sound else numpy.zeros(0))
 
+    def read(self, name: str) -> Heard:
+        """Request that the server reads a text of `READ` aloud."""
+        text, instructions = READ[name]
+        body = {
+            "input": text,
+            "instructions": instructions,
+            "voice": VOICES[len(name) % 3],
+            "response_format": "pcm",
+            "stage_sampling": {"talker_ar": {"temperature": 0}},
+        }
+        response = requests.post(f"{self.server.url}/v1/audio/speech", json=body, timeout=PATIENCE.request)
+        assert response.status_code == 200, (name, response.text)
+        return Heard(name, text, numpy.frombuffer(response.content, "<i2").astype(numpy.float32) / 32768)
+
     def events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the events of a streamed answer; close the connection if the caller stops early."""
         with stream(self.server, body) as events:
@@ -151,9 +196,20 @@ def truths(kit: Kit, checkpoints: Callable[[str], Path]) -> Callable[[str], Trut
         spoken = [conversation for conversation in conversations if conversation.name in answers]
         long = reference.speak(LONG, LONG_TOKENS, LONG_FRAMES, VOICES[0], endless=True)
         assert long is not None
-        return Truths(spoken, voices, answers | {LONG.name: long})
+        read = {
+            title: reference.read(list(passages(text)), instructions, FRAMES, VOICES[len(title) % 3])
+            for title, (text, instructions) in READ.items()
+        }
+        return Truths(spoken, voices, answers | {LONG.name: long} | read)
 
     return of
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoints: Callable[[str], Path]) -> Callable[[Running], SpokenReference]:
+    """The reference model of a server's checkpoint."""
+    of = cache(lambda checkpoint: SpokenReference(checkpoint))
+    return lambda running: of(running.server.checkpoint)
 
 
 @pytest.fixture(scope="module", params=CONFIGURATIONS)
@@ -166,7 +222,7 @@ def running(
     checkpoint, config, step = CONFIGURATIONS[request.param]
     expected = truths(checkpoint)
     expected = Truths(expected.conversations[::step], expected.voices, expected.answers)
-    with Server(checkpoints(checkpoint), media_directory, config, speech=True) as server:
+    with serving(checkpoints(checkpoint), media_directory, config, speech=True) as server:
         yield Running(server, expected)
 
 
@@ -211,6 +267,22 @@ def test_four_at_once_while_neighbours_are_aborted(running: Running) -> None:
         polite = [clients.submit(running.ask, conversation) for conversation in order]
         running.check([answer.result() for answer in polite])
         assert sum(one.result() for one in rude) > 0
+
+
+def test_texts_are_read_aloud_alone_and_at_eight(running: Running) -> None:
+    running.check([running.read(name) for name in READ])
+    order = list(READ) * 2
+    random.Random(3).shuffle(order)
+    with ThreadPoolExecutor(8) as clients:
+        running.check(list(clients.map(running.read, order)))
+
+
+def test_texts_are_read_aloud_beside_conversations(running: Running) -> None:
+    conversations = running.truths.conversations[:8]
+    with ThreadPoolExecutor(8) as clients:
+        read = [clients.submit(running.read, name) for name in READ]
+        heard = [clients.submit(running.listen, conversation) for conversation in conversations]
+        running.check([each.result() for each in (*read, *heard)])
 
 
 def test_sound_comes_while_the_text_is_still_written(running: Running) -> None:
@@ -273,3 +345,117 @@ def test_a_seed_gives_the_same_voice_alone_and_in_company(running: Running) -> N
     sounds = [answer[1]["choices"][0]["message"]["audio"]["data"] for answer in (first, *rest, alone)]
     assert sounds[0] == sounds[-2] == sounds[-1]
     assert len(set(sounds)) == 5
+
+
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
+CALLED = '<tool_call>\n{"name": "look_up", "arguments": {"word": "car"}}\n</tool_call>'
+
+
+@dataclass
+class Called:
+    """An answer with tool calls, which a grammar makes the model write.
+
+    Attributes:
+        written: The text.
+        spoken: The parts of the text that are spoken.
+        calls: Number of calls.
+    """
+
+    written: str
+    spoken: list[str]
+    calls: int
+
+
+CALLING = {
+    "before": Called(f"Let me see.\n{CALLED}", ["Let me see."], 1),
+    "around": Called(f"Well, one.\n{CALLED}\n{CALLED}\nAnd now two", ["Well, one.", "\nAnd now two"], 2),
+    "malformed": Called(f"Hm, hm.\n{CALLED[:30]}", ["Hm, hm."], 0),
+}
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_speech_is_that_of_the_text_outside_of_calls(
+    running: Running, kit: Kit, reference: Callable[[Running], SpokenReference], name: str
+) -> None:
+    """The reference's talker gets the tokens outside of calls, as if the thinker had written only these tokens."""
+    called = CALLING[name]
+    truth = reference(running)
+    parts = [kit.image(64, 64), {"type": "text", "text": "How many?"}, kit.audio(1.0)]
+    conversation = Conversation(name, [{"role": "user", "content": parts}], tools=TOOLS)
+    running.truths.voices[name] = VOICES[0]
+    body = running.body(conversation) | {
+        "tools": TOOLS,
+        "regex": re.escape(called.written),
+        "logit_bias": {str(truth.processor.tokenizer.encode("<tool_call>")[0]): -100},
+        "max_tokens": 200,
+        "return_token_ids": True,
+    }
+    status, answer = running.server.post(body)
+    assert status == 200, answer
+    [choice] = answer["choices"]
+    assert len(choice["message"].get("tool_calls", [])) == called.calls
+    ids = spoken_ids(truth.processor.tokenizer, choice["token_ids"], called)
+    expected = truth.speak(conversation, 0, FRAMES, VOICES[0], written=ids)
+    assert expected is not None
+    alone = Running(running.server, Truths([], {}, {name: expected}))
+    alone.check([Heard(name, "", samples(choice["message"]["audio"]["data"]))])
+
+
+def spoken_ids(tokenizer: Any, ids: list[int], called: Called) -> list[int]:
+    """The ids of the tokens that touch a spoken part of an answer, and no call. The text is ASCII."""
+    content: set[int] = set()
+    for part in called.spoken:
+        begin = called.written.index(part)
+        content |= set(range(begin, begin + len(part)))
+    blocks = re.finditer("<tool_call>.*?(</tool_call>|$)", called.written, re.DOTALL)
+    silent = {place for block in blocks for place in range(*block.span())}
+    spoken, end = [], 0
+    for token in ids[:-1]:  # the last id ends the turn
+        begin, end = end, end + len(tokenizer.decode([token]))
+        places = {*range(begin, end)}
+        if places & content and not places & silent:
+            spoken.append(token)
+    assert end == len(called.written)
+    return spoken
+
+
+ANSWER = {
+    "type": "object",
+    "properties": {
+        "subject": {"enum": ["a red car", "three cars"]},
+        "count": {"type": "integer", "minimum": 1, "maximum": 9},
+        "parked": {"type": "boolean"},
+    },
+    "required": ["subject", "count", "parked"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 4}], ids=["greedy", "sampled"])
+def test_a_constrained_answer_is_spoken_as_the_reference_speaks_its_text(
+    running: Running, kit: Kit, reference: Callable[[Running], SpokenReference], sampling: dict[str, Any]
+) -> None:
+    """The talker gets the tokens that the grammar allowed, alone and beside free answers."""
+    parts = [kit.image(64, 64), {"type": "text", "text": "What is there?"}, kit.audio(1.0)]
+    conversation = Conversation("a JSON text", [{"role": "user", "content": parts}])
+    running.truths.voices[conversation.name] = VOICES[1]
+    body = running.body(conversation) | sampling
+    body |= {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": ANSWER, "strict": True}},
+        "max_tokens": 100,
+        "return_token_ids": True,
+    }
+    status, alone = running.server.post(body)
+    assert status == 200, alone
+    with ThreadPoolExecutor(5) as clients:
+        free = [clients.submit(running.listen, each) for each in running.truths.conversations[:4]]
+        _, beside = running.server.post(body)
+        running.check([each.result() for each in free])
+    [choice], [again] = alone["choices"], beside["choices"]
+    found = json.loads(choice["message"]["content"])
+    assert found["subject"] in ("a red car", "three cars")
+    assert (choice["finish_reason"], again["token_ids"]) == ("stop", choice["token_ids"])
+    expected = reference(running).speak(conversation, 0, FRAMES, VOICES[1], written=choice["token_ids"][:-1])
+    assert expected is not None
+    truth = Running(running.server, Truths([], {}, {conversation.name: expected}))
+    truth.check([Heard(conversation.name, "", samples(one["message"]["audio"]["data"])) for one in (choice, again)])

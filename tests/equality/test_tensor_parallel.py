@@ -33,8 +33,12 @@ def server(media_directory: Path, tiny_checkpoint: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def answering(server: Server, tiny_checkpoint: Path, conversations: list[Conversation]) -> text.Running:
-    reference = Reference(tiny_checkpoint)
+def reference(tiny_checkpoint: Path) -> Reference:
+    return Reference(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def answering(server: Server, reference: Reference, conversations: list[Conversation]) -> text.Running:
     answers = {conversation.name: reference.greedy(conversation, text.TOKENS) for conversation in conversations}
     return text.Running(server, text.Truths(conversations, answers))
 
@@ -54,7 +58,7 @@ def test_text_alone_and_from_the_prefix_cache(answering: text.Running) -> None:
 
 
 def test_text_in_company_that_leaves_early(answering: text.Running) -> None:
-    """An aborted request must leave all ranks at the same step. Otherwise, the ranks would no longer have the same
+    """All ranks must remove an aborted request in the same step. Otherwise, the ranks would no longer have the same
     batches.
     """
     table = answering.truths.conversations * 2
@@ -65,6 +69,16 @@ def test_text_in_company_that_leaves_early(answering: text.Running) -> None:
         ]
         answering.check([answer() for answer in polite])
         assert sum(one.result() for one in rude) > 0
+
+
+def test_constrained_answers_and_free_neighbours(
+    answering: text.Running, tiny_checkpoint: Path, reference: Reference
+) -> None:
+    """Only rank 0 has grammars. The other ranks must continue with the tokens that rank 0 picks."""
+    table = answering.truths.conversations
+    cases = text.constrained_answers(tiny_checkpoint, reference, table[::3])
+    assert len(cases) >= 6
+    text.check_constrained(answering, cases, table)
 
 
 def test_voices(speaking: speech.Running) -> None:

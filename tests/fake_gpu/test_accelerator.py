@@ -48,7 +48,7 @@ def test_entry_that_names_no_gpu_is_refused_here_and_ends_cudas_list(accelerator
     machine = Machine((H100, H200, H20))
     hidden = {"CUDA_VISIBLE_DEVICES": "2,7,0"}
     assert [gpu.name for gpu in machine.visible(hidden)] == [H20.name]
-    with pytest.raises(RunFailed, match="CUDA_VISIBLE_DEVICES: '7' names no GPU"):
+    with pytest.raises(RunFailed, match="CUDA_VISIBLE_DEVICES: '7' selects no GPU"):
         accelerator.run(inside.described, machine=machine, environment=hidden)
 
 

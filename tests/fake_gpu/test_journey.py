@@ -8,6 +8,7 @@ waits no more often than a step with one request.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor:Sched
 PICKED = {RESULTS + "_normalize_decode_outputs": 1}
 FIRST_PICKED = {RESULTS + "process_batch_result_prefill": 1}
 SAMPLER = "stages.sglang_engine.sampler:"
+TAPPED_IDS = "stages.sglang_engine.tapped_ids:TappedIds."
 ENGINE = "stages.sglang_engine.fed_engine:FedEngine."
 
-# The copy to the device in a step that samples every row: the random numbers. The filters' parameters are further
-# copies.
+# In a step that samples every row, one copy to the device has the random numbers. Further copies have the filters'
+# parameters.
 DRAWN = {SAMPLER + "draw": 1}
-FILTERS = "stages.filtered_draws:Filters.of.<locals>.column"
+FILTERS = "stages.sampling_filters:Filters.of.<locals>.column"
 
 # Numbers of kernels in the graphs of decode steps with 8, 4, 2 and 1 requests.
 KERNELS = {"thinker": [160, 160, 160, 148], "talker": [107, 107, 107, 101]}
@@ -77,11 +79,12 @@ def test_states_of_a_prompt_that_is_cached_are_tapped_too(thinker: dict[str, Any
     assert step.tapped == {"again": [[66, thinker["hidden"]], "torch.bfloat16", "cuda"]}
 
 
-def test_a_prefill_step_reads_nothing_but_what_was_picked(thinker: dict[str, Any]) -> None:
+def test_a_prefill_step_reads_only_what_was_picked_and_where_it_has_put_states(thinker: dict[str, Any]) -> None:
     for phase in ("text", "clip", "again", "greedy 1", "greedy 5", "too many"):
         assert [step.to_host for step in steps(thinker, phase, prefill=True)]
         for step in steps(thinker, phase, prefill=True):
-            assert step.to_host == FIRST_PICKED
+            ids = {TAPPED_IDS + "renew": 1, TAPPED_IDS + "of": len(step.tapped)}
+            assert Counter(step.to_host) == Counter({**FIRST_PICKED, **ids})
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -120,6 +123,11 @@ def test_a_frame_copies_as_often_for_many_voices_as_for_one(talker: dict[str, An
         assert len(step.batch) == size
         assert step.to_host == {**PICKED, ENGINE + "_collect_states": 1}
         assert step.to_device == {**DRAWN, ENGINE + "_take_rows": 1, SAMPLER + "count_output": 1, FILTERS: 2}
+
+
+def test_voices_with_the_same_prompt_share_it(talker: dict[str, Any]) -> None:
+    """All prompts of the first phases are equal, and have 21 rows."""
+    assert talker["cached"] >= 20 * (1 + 2 + 3 + 5 - 1)
 
 
 def test_a_voice_without_text_sits_out(talker: dict[str, Any]) -> None:

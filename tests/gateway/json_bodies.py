@@ -10,7 +10,7 @@ from omni_pipeline.config.schema import Limits
 
 
 def read(data: bytes, limits: Limits | None = None, *, pieces: int = 1 << 15) -> JsonBody:
-    """The body that the reader makes of `data`, which arrives in pieces of `size` bytes."""
+    """Give `data` to a `JsonBodyReader` in pieces of `pieces` bytes. Returns the body that the reader makes."""
     reader = JsonBodyReader(limits or Limits())
     for begin in range(0, len(data), pieces):
         reader.feed(data[begin : begin + pieces])

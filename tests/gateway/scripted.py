@@ -8,7 +8,7 @@ import asyncio
 import json
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,31 @@ import openai
 from gateway.serving.server import run
 from omni_pipeline.config.schema import Server, Trace
 from omni_pipeline.contract.graph import COLLECTOR
+from omni_pipeline.contract.prompt_chain import UNKNOWN_PROMPT, PromptChain
 from omni_pipeline.errors import ErrorInfo, OmniError
-from omni_pipeline.supervision.worker_state import WorkerReport
+from omni_pipeline.os_process import ProcessUsage
+from omni_pipeline.supervision.bindings import RouteReport
+from omni_pipeline.supervision.remote_hosts import HostReport
+from omni_pipeline.supervision.worker_state import ReplicaReport, WorkerReport
 from omni_pipeline.wire.counters import EdgeStats
-from omni_pipeline.wire.messages import Chunk, Claim, End, Failed, StageStats, Work
+from omni_pipeline.wire.messages import Chunk, Claim, End, Failed, Paused, StageStats, Work
 from omni_pipeline.wire.tensor import Tensor
 from omni_pipeline.wire.trace_notes import Notes
 from stages.messages import (
     AudioDelta,
     AudioDone,
     ChatRequest,
+    EntryRequest,
+    PieceRequest,
+    Recording,
+    RecordingCut,
+    SpeechRequest,
     TextDelta,
     TextDone,
     TokenLogprob,
     TokenText,
     TokenUsage,
+    ToolCall,
 )
 
 HELLO = {"messages": [{"role": "user", "content": "Hello?"}]}
@@ -54,33 +64,44 @@ def tone(samples: int, start: int = 0) -> numpy.ndarray:
 
 
 class ScriptedPipeline:
-    """A pipeline that answers every request with `answer`. If `answer` is None, the test sends the answers.
+    """A pipeline that answers every request with `answer`, in each choice. If `answer` is None, the test sends the
+    answers.
 
     A request for speech gets the pieces of sound in `voice` after the text. Each piece counts as 2 codec frames.
 
+    A recording is cut at the times in `ends`, and each of its pieces is answered with `answer`.
+
     Attributes:
+        ends: Times in seconds at which the pieces of recordings end; None if the test sends them.
+        language: Language of the text of recordings.
         submitted: Ids of requests in order of arrival, without those of the warm-up.
         aborted: Ids of requests, in the order in which they were aborted.
+        released: Ids of requests, in the order in which their answers were complete.
         forgets: Whether an aborted request is forgotten at once. Otherwise, `unforgotten` has the request's id and a
             function; the request is forgotten when the test calls this function.
-        claimed: The receiver of claims.
+        claimed, paused: The receivers of claims and of pauses.
         refusal: Error that `submit` raises, if set.
         working: Event that a test clears to make requests wait for stages.
         waiting: The stages that each request has waited for.
         warmups: Ids of warm-up requests in order of arrival.
         workers: The workers, as `/health` shows them.
+        compares_prompts: Whether `submit` gets the chains of prompts. `chains` has the chain of each request.
+        counted: Tokens of each prompt, and how many of them were in a cache, as reported with the answer.
     """
 
     def __init__(self, answer: list[str] | None = None, voice: list[numpy.ndarray] | None = None) -> None:
         self.answer = answer
         self.voice = voice or []
+        self.ends: list[float] | None = [2.5]
+        self.language: str | None = None
         self.answers_warmup = True
         self.forgets = True
         self.unforgotten: dict[str, Callable[[], None]] = {}
         self.refusal: ErrorInfo | None = None
-        self.bodies: dict[str, ChatRequest] = {}
+        self.bodies: dict[str, EntryRequest] = {}
         self.submitted: asyncio.Queue[str] = asyncio.Queue()
         self.aborted: asyncio.Queue[str] = asyncio.Queue()
+        self.released: list[str] = []
         self.problem: str | None = None
         self.waiting: asyncio.Queue[Collection[str]] = asyncio.Queue()
         self.warmups: asyncio.Queue[str] = asyncio.Queue()
@@ -91,17 +112,61 @@ class ScriptedPipeline:
         self.edges: list[EdgeStats] = []
         self.restarts: Mapping[str, int] = {}
         self.pids: Mapping[str, int] = {}
-        self.lost: Callable[[frozenset[str], ErrorInfo], None]
+        self.usages: Mapping[str, ProcessUsage] = {}
+        self.hosts: Sequence[HostReport] = ()
+        self.connections_lost = 0
+        self.degraded: str | None = None
+        self.warm = False
+        self.replicas: Sequence[ReplicaReport] = ()
+        self.routes: Sequence[RouteReport] = ()
+        self.compares_prompts = False
+        self.chains: dict[str, PromptChain] = {}
+        self.counted: dict[str, tuple[int, int]] = {}
+        self._cold = asyncio.Event()
+        self._cold.set()
+        self._lost: Callable[[frozenset[str], ErrorInfo, Collection[str] | None], None]
         self.deliver: Callable[[Work | Failed], None]
         self._counts: dict[tuple[str, str], int] = {}
 
     def connect(
-        self, deliver: Callable[[Work | Failed], None], lost: Callable[[frozenset[str], ErrorInfo], None]
+        self,
+        deliver: Callable[[Work | Failed], None],
+        lost: Callable[[frozenset[str], ErrorInfo, Collection[str] | None], None],
     ) -> None:
-        self.deliver, self.lost = deliver, lost
+        self.deliver, self._lost = deliver, lost
+
+    def lost(self, stages: frozenset[str], error: ErrorInfo, requests: Collection[str] | None = None) -> None:
+        """Lose the worker of `stages`. Until the next answer to a warm-up request, the pipeline is not warm."""
+        self.warm = False
+        self._cold.set()
+        self._lost(stages, error, requests)
+
+    async def cold(self) -> Mapping[str, int]:
+        await self.working.wait()
+        await self._cold.wait()
+        return {}
+
+    def count_prompt(self, request_id: str, prompt_tokens: int, cached_tokens: int) -> None:
+        self.counted[request_id] = (prompt_tokens, cached_tokens)
+
+    def live_replicas(self, stage: str) -> int:
+        return 1
+
+    @property
+    def replica_stats(self) -> Iterable[tuple[str, int, StageStats]]:
+        return [(name, 0, stats) for name, stats in self.stats.items()]
+
+    def release(self, request_id: str) -> None:
+        self.released.append(request_id)
+        if request_id.startswith("warm-up"):
+            self.warm = True
+            self._cold.clear()
 
     def budget(self, claimed: Callable[[Claim, Callable[[], None]], None]) -> None:
         self.claimed = claimed
+
+    def pace(self, paused: Callable[[Paused, Callable[[], None]], None]) -> None:
+        self.paused = paused
 
     def trace(self, noted: Callable[[Notes], None]) -> None:
         self.noted = noted
@@ -111,7 +176,16 @@ class ScriptedPipeline:
             self.waiting.put_nowait(stages)
         await self.working.wait()
 
-    def submit(self, request_id: str, body: Any, stages: Collection[str] | None = None) -> None:
+    def submit(
+        self,
+        request_id: str,
+        body: Any,
+        stages: Collection[str] | None = None,
+        *,
+        beside: str = "",
+        warming: Mapping[str, int] | None = None,
+        chain: PromptChain = UNKNOWN_PROMPT,
+    ) -> None:
         if self.refusal is not None:
             raise OmniError(self.refusal)
         self.bodies[request_id] = body
@@ -120,8 +194,12 @@ class ScriptedPipeline:
             if self.answers_warmup:
                 asyncio.get_running_loop().call_soon(self.say_all, request_id, [])
             return
+        self.chains[request_id] = chain
         self.submitted.put_nowait(request_id)
-        if self.answer is not None:
+        if isinstance(body, Recording):
+            if self.ends is not None:
+                asyncio.get_running_loop().call_soon(self.cut, request_id, self.ends)
+        elif self.answer is not None:
             asyncio.get_running_loop().call_soon(self.say_all, request_id, self.answer)
 
     def abort(self, request_id: str, stages: frozenset[str], forgotten: Callable[[], None]) -> None:
@@ -131,31 +209,48 @@ class ScriptedPipeline:
         else:
             self.unforgotten[request_id] = forgotten
 
-    def say(self, request_id: str, text: str, logprobs: list[TokenLogprob] | None = None) -> None:
+    def say(self, request_id: str, text: str, logprobs: list[TokenLogprob] | None = None, *, choice: int = 0) -> None:
         """Send one piece of text, as the stage `decode` does."""
-        self._send(request_id, "decode", TextDelta(text, logprobs or []))
+        self._send(request_id, "decode", TextDelta(text, logprobs or [], choice=choice))
+
+    def call(self, request_id: str, *calls: ToolCall, text: str = "", **fields: Any) -> None:
+        """Send calls, after a piece of text, as the stage `decode` does."""
+        self._send(request_id, "decode", TextDelta(text, calls=list(calls), **fields))
 
     def speak(self, request_id: str, samples: numpy.ndarray) -> None:
         """Send one piece of sound, as the stage `code2wav` does."""
         self._send(request_id, "code2wav", AudioDelta(Tensor.of(samples)))
 
+    def cut(self, request_id: str, ends: list[float]) -> None:
+        """Send the pieces of a recording, as the stage `preprocessing` does."""
+        self._send(request_id, "preprocessing", RecordingCut(ends, self.language))
+
     def lose(self, request_id: str, source: str = "decode") -> None:
         """Count one chunk as sent, but do not deliver it."""
         self._count(request_id, source)
 
-    def finish(self, request_id: str, reason: Any = "stop") -> None:
-        """Send the end of the text."""
-        self._end(request_id, "decode", TextDone(reason, USAGE))
+    def finish(self, request_id: str, reason: Any = "stop", *, choice: int = 0, last: bool = True) -> None:
+        """Send the end of the text of a choice. With `last`, no further message of the stage follows for the
+        request.
+        """
+        send = self._end if last else self._send
+        send(request_id, "decode", TextDone(reason, USAGE, choice))
 
     def hush(self, request_id: str, frames: int = 0, reason: Any = "stop") -> None:
-        """Send the end of the speech."""
-        self._end(request_id, "code2wav", AudioDone(frames, reason))
+        """Send the end of the speech. A text that is read aloud counts as one token for each character."""
+        body = self.bodies[request_id]
+        read = len(body.text) if isinstance(body, SpeechRequest) else 0
+        self._end(request_id, "code2wav", AudioDone(frames, reason, read))
 
     def say_all(self, request_id: str, pieces: list[str]) -> None:
+        body = self.bodies[request_id]
+        choices = range(body.text.choices if isinstance(body, ChatRequest | PieceRequest) else 0)
         for piece in pieces:
-            self.say(request_id, piece)
-        self.finish(request_id)
-        if self.bodies[request_id].speech is not None:
+            for choice in choices:
+                self.say(request_id, piece, choice=choice)
+        for choice in choices:
+            self.finish(request_id, choice=choice, last=choice == choices[-1])
+        if isinstance(body, ChatRequest | SpeechRequest) and body.speech is not None:
             for samples in self.voice:
                 self.speak(request_id, samples)
             self.hush(request_id, 2 * len(self.voice))
@@ -223,6 +318,11 @@ class Served:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         async with self.session.post(f"{self.url}/v1/chat/completions", data=data, **options) as response:
             return response.status, json.loads(await response.read())
+
+    async def read_aloud(self, **fields: Any) -> tuple[int, Any, bytes]:
+        """Status, headers and body of the response to a text that is to be read aloud."""
+        async with self.session.post(f"{self.url}/v1/audio/speech", json={"input": "Hello!"} | fields) as response:
+            return response.status, response.headers, await response.read()
 
     async def connect(self, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """The reader and the writer of a raw connection over which a chat request has been sent."""

@@ -12,6 +12,8 @@ import pytest
 
 from gateway.api import companions, schema
 from gateway.api.openapi import openapi_document
+from gateway.api.responses_api import schema as responses_schema
+from gateway.api.responses_api.schema import ResponsesRequest
 from gateway.api.schema import AudioFormat, ChatCompletionRequest, SamplingByStage, StageSampling
 from gateway.api.unserved_fields import IGNORED, REFUSED, REFUSED_OPTIONS
 from omni_pipeline.config.schema import Limits, MediaPolicy
@@ -61,7 +63,7 @@ def test_the_table_of_fields_is_that_of_the_request():
 def test_what_is_taken_unread_and_what_is_refused_is_listed_as_such():
     text = section("## Request fields")
     taken = text[text.index("**Accepted and ignored**") : text.index("**Refused by name**")]
-    refused = text[text.index("**Refused by name**") : text.index("Values that ask for nothing")]
+    refused = text[text.index("**Refused by name**") : text.index("Values without effect are accepted")]
     assert sorted(names(taken)) == sorted(IGNORED)
     assert sorted(names(refused)) == sorted(REFUSED)
 
@@ -128,6 +130,14 @@ def test_the_companions_are_those_of_the_code():
     listed = [(name, row[1]) for row in rows(table) for name in names(row[0])]
     assert {name for name, places in listed if "messages" in places} == companions.OF_MESSAGES
     assert {name for name, places in listed if "parts" in places} == companions.OF_PARTS
+    assert {name for name, places in listed if ", calls" in f", {places}"} == companions.OF_CALLS
+    assert {name for name, places in listed if "functions of calls" in places} == companions.OF_FUNCTIONS_OF_CALLS
+    assert {name for name, places in listed if ", tools" in places} == companions.OF_TOOLS
+
+
+def test_the_fields_of_a_tool_are_documented():
+    table = next(part for part in section("## Tools").split("\n\n") if part.startswith("| field of `function` |"))
+    assert [name for row in rows(table) for name in names(row[0])] == [*schema.FunctionDefinition.__struct_fields__]
 
 
 def codes() -> set[str]:
@@ -147,6 +157,18 @@ def test_the_error_codes_are_those_of_the_code():
     assert documented == codes() - {"http_error", "service_unavailable"}
 
 
+# Settings that are in the same section as the limits, but are not limits.
+NO_LIMITS = {
+    "local_path",
+    "allowed_domains",
+    "reasoning_parser",
+    "tool_call_parser",
+    "transcript_languages",
+    "transcribe_prompt",
+    "transcribe_language_prompt",
+}
+NO_LIMITS |= {"transcribe_prompts", "translate_prompt", "translate_language_prompt"}
+
 UNITS = {"": 1, "MiB": 2**20, "GiB": 2**30}
 SETTINGS = {"server.limits": Limits, "server.media": MediaPolicy, "stages.preprocessing.options": PreprocessingOptions}
 
@@ -162,7 +184,7 @@ def limits() -> Iterator[tuple[str, str, str]]:
 @pytest.mark.parametrize(("path", "name", "default"), list(limits()))
 def test_the_default_of_a_limit_is_documented(path, name, default):
     value = getattr(SETTINGS[path](), name)
-    if default == "none":
+    if default in ("none", "false"):
         assert not value
     else:
         number, _, unit = default.partition(" ")
@@ -172,10 +194,22 @@ def test_the_default_of_a_limit_is_documented(path, name, default):
 @pytest.mark.parametrize("path", SETTINGS)
 def test_every_limit_is_documented(path):
     documented = {name for owner, name, _ in limits() if owner == path}
-    assert documented == {*SETTINGS[path].__struct_fields__} - {"local_path", "allowed_domains"}
+    assert documented == {*SETTINGS[path].__struct_fields__} - NO_LIMITS
 
 
 def test_the_default_lengths_are_documented():
     text = section("## Limits")
     assert f"`thinker` ({ThinkerOptions().default_max_tokens})" in text
     assert f"`talker_ar` ({TalkerOptions().default_max_tokens})" in text
+
+
+def test_the_fields_of_responses_are_documented():
+    text = section("## Responses")
+    fields = {name for row in rows(text) if not row[0].startswith("`{") for name in names(row[0])}
+    assert fields == {*ResponsesRequest.__struct_fields__}
+    listed = {
+        kind: text[text.index(f"**{kind}**") :].partition("\n\n")[0]
+        for kind in ("Accepted and ignored", "Refused by name")
+    }
+    assert {*names(listed["Accepted and ignored"])} - {"false"} == responses_schema.IGNORED
+    assert {*names(listed["Refused by name"].partition(". ")[0])} == responses_schema.REFUSED.keys()

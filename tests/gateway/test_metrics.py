@@ -19,6 +19,12 @@ from gateway.admission import Admission
 from gateway.metrics import Metrics
 from gateway.traces.traces import Traces
 from omni_pipeline.config.schema import Limits
+from omni_pipeline.os_process import ProcessUsage
+from omni_pipeline.supervision.bindings import RouteReport
+from omni_pipeline.supervision.prompt_loads import CacheUse
+from omni_pipeline.supervision.remote_hosts import HostReport
+from omni_pipeline.supervision.replica_choice import Reason
+from omni_pipeline.supervision.worker_state import ReplicaReport
 from omni_pipeline.wire.counters import Distribution, EdgeStats
 from omni_pipeline.wire.messages import StageStats
 from stages.messages import TokenUsage
@@ -38,6 +44,7 @@ def full(pipeline: ScriptedPipeline) -> Metrics:
     pipeline.edges = [EdgeStats("thinker", "decode", messages=3, bytes=500)]
     pipeline.restarts = {"thinker": 2, "decode": 0}
     pipeline.pids = {"decode": 1}
+    pipeline.usages = {"decode": ProcessUsage(5, 2.5)}
     whole = Metrics(
         pipeline,
         model="tiny",
@@ -48,8 +55,12 @@ def full(pipeline: ScriptedPipeline) -> Metrics:
     )
     whole.requests.labels("ok").inc()
     whole.errors.labels("invalid_value").inc()
+    whole.realtime_responses.labels("completed").inc()
+    whole.realtime_speculations.labels("kept").inc()
     whole.media_bytes.labels("image").inc(7)
-    whole.count_tokens(TokenUsage(prompt_tokens=11, completion_tokens=3, cached_tokens=4, media_tokens={"image": 5}))
+    usage = TokenUsage(prompt_tokens=11, completion_tokens=3, cached_tokens=4, media_tokens={"image": 5})
+    whole.count_prompt(usage)
+    whole.count_completion(usage)
     return whole
 
 
@@ -134,9 +145,23 @@ def test_names_follow_prometheus_conventions(families: list[Metric]) -> None:
         assert suffixes <= expected, family.name
 
 
+def test_each_host_has_its_metrics(every_family: list[Metric]) -> None:
+    found = samples(every_family)
+    assert found["omni_host_up", frozenset({("host", "b")})] == 1
+    assert found["omni_host_up", frozenset({("host", "c")})] == 0
+    assert found["omni_host_lease_age_seconds", frozenset({("host", "b")})] == 0.5
+    assert ("omni_host_lease_age_seconds", frozenset({("host", "c")})) not in found
+    assert found["omni_connections_lost_total", frozenset()] == 3
+
+
+def test_the_usage_of_workers_is_shown(families: list[Metric]) -> None:
+    assert value(families, "omni_process_resident_memory_bytes", process="decode") == 5
+    assert value(families, "omni_process_cpu_seconds_total", process="decode") == 2.5
+
+
 def test_labels_are_only_those_that_cannot_grow(families: list[Metric]) -> None:
     names = {label for family in families for sample in family.samples for label in sample.labels}
-    known = {"le", "stage", "figure", "source", "target", "worker", "process", "outcome", "code", "kind"}
+    known = {"le", "stage", "figure", "source", "target", "worker", "process", "outcome", "code", "kind", "status"}
     assert names == known | {"version", "model"}
 
 
@@ -148,19 +173,30 @@ def shown(families: list[Metric]) -> set[str]:
     return {family.name + ("_total" if family.type == "counter" else "") for family in families}
 
 
-def test_every_metric_is_documented_and_nothing_else(families: list[Metric]) -> None:
+@pytest.fixture
+def every_family() -> list[Metric]:
+    """The metrics of a pipeline with replicas on several hosts, which has all metrics."""
+    pipeline = ScriptedPipeline()
+    pipeline.hosts = [HostReport("b", 0.5), HostReport("c", None)]
+    pipeline.connections_lost = 3
+    pipeline.replicas = [ReplicaReport("vocoder", 0, True, 3)]
+    pipeline.routes = [RouteReport("all", {Reason.PREFIX: 2}, CacheUse(expected=30, found=25))]
+    return list(parse(full(pipeline).page()[0].decode()))
+
+
+def test_every_metric_is_documented_and_nothing_else(every_family: list[Metric]) -> None:
     documented = {
         name for row in DOCS.splitlines() if row.startswith("| `omni_") for name in names_in(row.split("|")[1])
     }
-    assert documented == shown(families)
+    assert documented == shown(every_family)
 
 
 def names_in(text: str) -> set[str]:
     return set(re.findall(r"\bomni_[a-z_]+", text))
 
 
-def test_documented_types_are_true(families: list[Metric]) -> None:
-    types = {name: family.type for family in families for name in shown([family])}
+def test_documented_types_are_true(every_family: list[Metric]) -> None:
+    types = {name: family.type for family in every_family for name in shown([family])}
     for row in DOCS.splitlines():
         if row.startswith("| `omni_") and len(row.split("|")) == 5:
             _, names, kinds, _, _ = row.split("|")
@@ -203,3 +239,45 @@ def test_dashboard_is_one_that_grafana_takes() -> None:
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
     assert len(set(places)) == len(places)
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
+
+
+def test_with_replicas_the_series_of_stages_and_edges_name_them() -> None:
+    pipeline = ScriptedPipeline()
+    whole = full(pipeline)
+    plain = whole.page()[0].decode()
+    assert "replica" not in plain
+    pipeline.replicas = [ReplicaReport("vocoder", 0, True, 3), ReplicaReport("vocoder", 1, False, 0)]
+    pipeline.edges = [EdgeStats("a", "code2wav", messages=3), EdgeStats("a", "code2wav", messages=4, replica=1)]
+    lines = whole.page()[0].decode().splitlines()
+    assert 'omni_replica_up{group="vocoder",replica="0"} 1.0' in lines
+    assert 'omni_replica_up{group="vocoder",replica="1"} 0.0' in lines
+    assert 'omni_replica_bound_requests{group="vocoder",replica="0"} 3.0' in lines
+    assert 'omni_edge_messages_total{replica="1",source="a",target="code2wav"} 4.0' in sorted_labels(lines)
+    assert 'omni_stage_live_requests{replica="0",stage="thinker"} 0.0' in sorted_labels(lines)
+    names = {line.partition("{")[0].partition(" ")[0] for line in plain.splitlines() if not line.startswith("#")}
+    assert names <= {line.partition("{")[0].partition(" ")[0] for line in lines}
+
+
+def test_choices_of_replicas_are_counted() -> None:
+    pipeline = ScriptedPipeline()
+    pipeline.replicas = [ReplicaReport("all", 0, True, 3), ReplicaReport("vocoder", 0, True, 3)]
+    pipeline.routes = [
+        RouteReport("all", {Reason.PREFIX: 2, Reason.LOAD: 1, Reason.ONLY: 0}, CacheUse(expected=30, found=25)),
+        RouteReport("vocoder", {Reason.PREFIX: 0, Reason.LOAD: 4, Reason.ONLY: 5}, None),
+    ]
+    families = list(parse(full(pipeline).page()[0].decode()))
+    assert value(families, "omni_route_choices_total", group="all", reason="prefix") == 2
+    assert value(families, "omni_route_choices_total", group="vocoder", reason="only") == 5
+    assert value(families, "omni_route_expected_cached_tokens_total", group="all") == 30
+    assert value(families, "omni_route_cached_tokens_total", group="all") == 25
+    assert not any(labels == frozenset({("group", "vocoder")}) for _, labels in samples(families))
+
+
+def sorted_labels(lines: list[str]) -> list[str]:
+    """The samples in `lines`, with their labels in alphabetical order."""
+    found = []
+    for line in lines:
+        name, brace, rest = line.partition("{")
+        labels, _, value = rest.partition("} ")
+        found.append(f"{name}{{{','.join(sorted(labels.split(',')))}}} {value}" if brace else line)
+    return found

@@ -1,4 +1,4 @@
-"""Tests the silences that a listener would have heard, for pieces of sound that come at given times."""
+"""Tests the silences that a listener would have heard, for pieces of sound that arrive at given times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def played(pieces: Pieces) -> tuple[Player, list[float]]:
         ([(1.0, 0.5), (1.25, 0.5), (1.75, 0.5)], []),
         ([(1.0, 0.5), (1.5, 0.5)], []),
         ([(1.0, 0.5), (1.75, 0.5)], [0.25]),
-        # Sound that came early is still playing when the next piece comes late: it plays until 1.0 + 3 × 0.5 = 2.5.
+        # Early sound is still playing when the next piece is late: it plays until 1.0 + 3 × 0.5 = 2.5.
         ([(1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (2.75, 0.5)], [0.25]),
         # After a silence, the next piece plays on arrival: the second piece ends at 2.25.
         ([(1.0, 0.5), (1.75, 0.5), (2.25, 0.5), (3.25, 0.5)], [0.25, 0.5]),

@@ -59,7 +59,7 @@ def test_every_command_of_the_usage_guide_can_work(installation: Installation, m
     assert len(results) == len(LAYOUTS)
     for command, (status, output, errors, exception) in zip(commands, results, strict=True):
         assert status == 0, (command, exception)
-        assert output.endswith("is complete, and it fits.\n")
+        assert output.endswith("is complete and fits into memory.\n")
         given = command[command.index("--config") + 1] if "--config" in command else None
         if given is None:
             assert errors == ""

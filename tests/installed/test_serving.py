@@ -65,7 +65,7 @@ def test_bench_measures_it_and_asks_for_the_media_that_no_package_holds(
     assert done.returncode == 0, done.stderr
     done = installation.sgl_omni("bench", *few, "--input", "image")
     assert done.returncode == 1
-    assert "in tests/data: name a directory with --media-dir." in done.stderr
+    assert "in tests/data: choose a directory with --media-dir." in done.stderr
 
 
 def test_health_check_of_the_container_recipe_passes_for_it_and_for_nothing_else(

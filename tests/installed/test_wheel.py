@@ -34,11 +34,12 @@ def metadata(files: dict[str, bytes], name: str) -> bytes:
     return found
 
 
-def test_it_holds_every_module_and_every_layout(files: dict[str, bytes]) -> None:
+def test_it_holds_every_module_every_layout_and_the_page(files: dict[str, bytes]) -> None:
     modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     layouts = {f"omni_pipeline/layouts/{path.name}" for path in (ROOT / "configs").iterdir()}
-    assert {name for name in files if ".dist-info/" not in name} == modules | layouts
-    assert all(files[name] == (ROOT / name).read_bytes() for name in modules | layouts)
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "gateway" / "playground" / "page").iterdir()}
+    assert {name for name in files if ".dist-info/" not in name} == modules | layouts | page
+    assert all(files[name] == (ROOT / name).read_bytes() for name in modules | layouts | page)
 
 
 def test_it_holds_the_licence_and_says_which(files: dict[str, bytes]) -> None:

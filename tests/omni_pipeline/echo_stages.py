@@ -234,6 +234,11 @@ class _Trouble:
         return []
 
     @staticmethod
+    def rest(message: Work) -> Iterable[Work]:
+        time.sleep(0.05)
+        return []
+
+    @staticmethod
     def doze(message: Work) -> Iterable[Work]:
         time.sleep(LONG_SECONDS)
         return []
@@ -265,7 +270,7 @@ ECHO = Graph(
     entry="split",
     stages=(
         StageSpec("split", f"{_HERE}:Split", Options, preload=("decimal",)),
-        StageSpec("shout", f"{_HERE}:Shout", Options, accelerated=True, parallel=True),
+        StageSpec("shout", f"{_HERE}:Shout", Options, accelerated=True, parallel=True, prefix_cache="words"),
         StageSpec("join", f"{_HERE}:Join", Options, accelerated=True, usual_gpu=1, fills_memory=True),
     ),
     edges=(

@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import os
 import select
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any
 
 from omni_pipeline.config.schema import Config, StageConfig
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.gpus import Gpu
-from omni_pipeline.supervision.fleet import StartProgress
 from omni_pipeline.supervision.pipeline import Supervisor
+from omni_pipeline.supervision.worker_lifecycle import StartProgress
 from omni_pipeline.wire.messages import Failed, Start, Work
 from tests.omni_pipeline.echo_stages import ECHO, ECHO_PATH, Answer, Text
 
@@ -23,13 +23,22 @@ SECONDS = 20.0
 
 
 class Session:
-    """A supervisor, and its reports in order: answers in one list, lost workers in another."""
+    """A supervisor, and its reports in order: answers in one list, lost workers in another.
+
+    Attributes:
+        affected: For each lost worker, the ids of the requests that used it; None if all did.
+    """
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
+        self.affected: list[Collection[str] | None] = []
         self.answers: asyncio.Queue[Work | Failed] = asyncio.Queue()
         self.losses: asyncio.Queue[tuple[frozenset[str], ErrorInfo]] = asyncio.Queue()
-        supervisor.connect(self.answers.put_nowait, lambda stages, error: self.losses.put_nowait((stages, error)))
+        supervisor.connect(self.answers.put_nowait, self._lose)
+
+    def _lose(self, stages: frozenset[str], error: ErrorInfo, requests: Collection[str] | None) -> None:
+        self.affected.append(requests)
+        self.losses.put_nowait((stages, error))
 
     async def next(self) -> Work | Failed:
         """Waits for the next answer or failure, and returns it."""
@@ -74,7 +83,7 @@ async def running(
     patience: float = 10.0,
     gpus: Sequence[Gpu] | None = None,
 ) -> AsyncIterator[Session]:
-    """Run a session with the configuration `config`. After the session, none of its processes and files may be left.
+    """Run a session with the configuration `config`. Asserts that all processes of the session end with it.
 
     Args:
         gpus: The GPUs for the plan, instead of this machine's GPUs.

@@ -94,5 +94,5 @@ def test_script_with_the_guides_name_takes_the_same_flags(run_root: Path, monkey
     )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr == (
-        "error: stages.thinker.gpus: thinker can have no GPU: it computes on the CPU, as no GPU is visible.\n"
+        "error: stages.thinker.gpus: thinker cannot use a GPU: it computes on the CPU, because no GPU is visible.\n"
     )

@@ -20,7 +20,7 @@ from omni_pipeline.config.schema import Server
 from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.errors import StartupError
 from omni_pipeline.service import listen, serve, url
-from omni_pipeline.supervision.fleet import StartProgress
+from omni_pipeline.supervision.worker_lifecycle import StartProgress
 from tests.omni_pipeline.conftest import ROOT
 from tests.omni_pipeline.sessions import echo_config, gone
 
@@ -154,7 +154,7 @@ async def test_worker_that_cannot_load_ends_the_start_with_its_reason(
 
 
 def test_taken_port_is_refused_with_advice() -> None:
-    with listen(Server(port=0)) as taken, pytest.raises(StartupError, match=r"is in use: stop what .* --port"):
+    with listen(Server(port=0)) as taken, pytest.raises(StartupError, match=r"is in use: stop the program .* --port"):
         listen(Server(port=taken.getsockname()[1]))
 
 

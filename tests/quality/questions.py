@@ -1,4 +1,4 @@
-"""Holds the usage guide's questions and the right answers. Each question is given in the API's form and in the
+"""Contains the usage guide's questions and the right answers. Each question is given in the API's form and in the
 reference's form.
 """
 

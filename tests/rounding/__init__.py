@@ -1,7 +1,7 @@
 """Compares the rounding errors of each stage in bfloat16 with limits measured on the reference.
 
 If each side generated its own tokens, a rounding difference in one token would change all later tokens. So each stage
-gets inputs recorded from the reference in float32, or the reference is forced to generate a server's answer. Where two
-free answers first differ means little: on a random checkpoint, for one token in ten the two best candidates are nearly
-equal in bfloat16.
+gets inputs recorded from the reference in float32, or the reference is forced to generate a server's answer. The
+position at which two free answers first differ says little. The reason is that on a random checkpoint, the two best
+candidates are nearly equal in bfloat16 for one token in ten.
 """

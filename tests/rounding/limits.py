@@ -1,8 +1,8 @@
 """Limits for each stage's errors in bfloat16. Each limit is the reference's own error in bfloat16, multiplied by a
 factor.
 
-`measured.json` has, for each checkpoint, the errors of Hugging Face's own modules in bfloat16 on a CPU, compared with
-the same modules in float32 on the same inputs. `python -m tests.rounding.measure --write` writes this file again.
+`measured.json` contains these errors for each checkpoint. Hugging Face's own modules in bfloat16 on a CPU are compared
+with the same modules in float32 on the same inputs. `python -m tests.rounding.measure --write` writes the file again.
 Correct kernels may round at other points of the computation than Hugging Face's modules, so each limit has a margin.
 The less a figure varies, the smaller is its margin.
 """
@@ -31,7 +31,9 @@ FACTORS = {
 """Limits divided by measured figures."""
 
 FLOOR = 0.01
-"""Added to the limit of a share, so that one in a hundred may differ even if none differed in the measurement."""
+"""Added to the limit of a share, so that one result in a hundred may differ even if no result differed in the
+measurement.
+"""
 
 
 def kind(figure: str) -> str:

@@ -2,7 +2,7 @@
 
     make install
     .venv/bin/python -m tests.rounding.measure            # the table, as docs/gpu-check.md has it
-    .venv/bin/python -m tests.rounding.measure --write    # and tests/rounding/measured.json anew
+    .venv/bin/python -m tests.rounding.measure --write    # and write tests/rounding/measured.json again
 
 Hugging Face's modules in bfloat16 on the CPU are compared with the same modules in float32 on the same inputs: on the
 two random checkpoints that the tests use, and on the demo model. The program takes some minutes on one core, and needs

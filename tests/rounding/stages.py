@@ -15,7 +15,7 @@ import torch
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.wire.messages import Chunk, End, Start
 from omni_pipeline.wire.tensor import Tensor
-from stages.code2wav import Code2Wav
+from stages.code2wav.stage import Code2Wav
 from stages.code_predictor import CodePredictor
 from stages.encoders.audio_encoder import AudioEncoder
 from stages.encoders.image_encoder import ImageEncoder
@@ -151,7 +151,9 @@ class StagesUnderTest:
         return Rows(torch.cat([rows.torch() for rows in message.body.embeds]))
 
     def talk(self, speeches: Sequence[Speech]) -> list[Talk]:
-        """Run all utterances. A batch has as many as fit. When one of them ends, one that waits joins the batch."""
+        """Run all utterances. A batch has as many utterances as fit. When an utterance ends, a waiting utterance joins
+        the batch.
+        """
         with self._talker() as engine:
             suppressed = banned(engine.vocabulary, self._end).to(self._device)
             talks = [Talk(torch.empty(0), [], []) for _ in speeches]

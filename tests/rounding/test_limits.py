@@ -53,7 +53,7 @@ def test_an_answer_is_held_against_the_reference_that_is_forced_through_it() -> 
     logprobs = truth.log_softmax(-1)
     texts = Texts()
     best = [
-        # Both have an error of 0.1, so the lead has an error of 0.2.
+        # Each of the two log-probabilities has an error of 0.1, so the lead has an error of 0.2.
         {0: float(logprobs[0, 0]) + 0.1, 1: float(logprobs[0, 1]) - 0.1},
         # Both log-probabilities are right, but the less likely token was picked.
         {2: float(logprobs[1, 2]), 1: float(logprobs[1, 1])},

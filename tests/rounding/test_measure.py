@@ -19,7 +19,7 @@ def test_the_page_has_the_measured_figures_and_their_limits() -> None:
 def test_the_page_has_the_factors() -> None:
     page = " ".join(DOCS.read_text().split())
     factors = limits.FACTORS
-    assert f"{factors['median']} for a median of all, {factors['group']} for the median of a group" in page
-    assert f"{factors['90th percentile']:g} for a 90th percentile and for a share of tokens" in page
+    assert f"{factors['median']} for the median of all values, {factors['group']} for the median of a group" in page
+    assert f"{factors['90th percentile']:g} for a 90th percentile and for the fraction of tokens that differ" in page
     assert factors["90th percentile"] == factors["differ"]
-    assert f"{factors[limits.CHANGE]:g} for the lead" in page
+    assert f"{factors[limits.CHANGE]:g} for the change of the *lead*" in page

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from fuzzing import forms
 from fuzzing.api import REFUSABLE
 from fuzzing.damage import DAMAGES, damaged
 from fuzzing.findings import FuzzReport
@@ -54,6 +55,14 @@ def test_a_case_is_the_same_for_the_same_seed_and_number():
     assert make(11, 1, FILES) == make(11, 1, FILES)
     assert make(11, 1, FILES) != make(11, 2, FILES)
     assert make(11, 1, FILES) != make(11 + len(FILES), 1, FILES)
+
+
+def test_forms_are_whole_and_damaged_with_right_and_wrong_fields():
+    cases = [forms.make(number, 1, FILES) for number in range(300)]
+    assert cases == [forms.make(number, 1, FILES) for number in range(300)]
+    assert {case.path for case in cases} == set(forms.PATHS)
+    for word in ("sound form", "flip_bits", "whole", "response_format", "language", "nothing"):
+        assert any(word in case.what for case in cases), word
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_damaged_file_is_refused(made: Path, tmp_path: Path) -> None:
 
 def test_without_a_bundle_it_says_how_to_make_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bare.main(["--bundle", str(tmp_path / "none"), "--out", str(tmp_path / "results")]) == 2
-    assert "make it with scripts/gpu_check/bundle.py" in capsys.readouterr().err
+    assert "make one with scripts/gpu_check/bundle.py" in capsys.readouterr().err
 
 
 def test_both_parts_run_and_the_worse_one_decides(

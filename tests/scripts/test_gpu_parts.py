@@ -95,7 +95,7 @@ ENDINGS = {
     "its time was over": f"import time; print({GOOD!r}, flush=True); time.sleep(600)",
     "it was ended by SIGSEGV": f"import os; print({GOOD!r}, flush=True); os.kill(os.getpid(), 11)",
     "it ended with 3": f"import sys; print({GOOD!r}); sys.exit(3)",
-    "it found nothing": "print('hello'); print('{}')",
+    "it printed no finding": "print('hello'); print('{}')",
 }
 
 
@@ -103,7 +103,7 @@ ENDINGS = {
 def test_a_child_that_ends_badly_keeps_what_it_found_and_fails(problem: str) -> None:
     began = time.monotonic()
     *before, last = findings("a", spawned([sys.executable, "-c", ENDINGS[problem]], os.environ), 2.0)
-    assert before == ([] if problem == "it found nothing" else [Finding("a", True, {"ms": 1})])
+    assert before == ([] if problem == "it printed no finding" else [Finding("a", True, {"ms": 1})])
     assert (last.ok, last.figures["problem"]) == (False, problem)
     assert time.monotonic() - began < 30
 

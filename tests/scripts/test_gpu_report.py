@@ -49,7 +49,7 @@ def test_the_first_line_says_whether_everything_passed_and_how_long_it_took(repo
     clock.now = 3 * 3600
     report.finish()
     assert first_line(report) == (
-        "**Everything that was run passed**, in 3 h 0 min: 1 checks passed, 0 failed, 1 told only."
+        "**Everything that was run passed**, in 3 h 0 min: 1 checks passed, 0 failed, 1 only reported."
     )
     report.add("", "", Check("c", False, "2.5", "1"))
     report.finish()
@@ -69,9 +69,9 @@ def test_while_it_runs_the_file_says_so_and_in_which_step(report: Report, clock:
     report.begin("layout split")
     clock.now = 60
     report.write()
-    assert first_line(report).startswith("**It has not ended**: 60 s so far, now in: layout split.")
+    assert first_line(report).startswith("**It has not ended**: 60 s so far, current step: layout split.")
     report.stop("interrupted")
-    assert first_line(report).startswith("**It broke off** after 60 s (interrupted, during: layout split).")
+    assert first_line(report).startswith("**It was stopped** after 60 s (interrupted, during: layout split).")
     assert not report.passed, "what has not been looked at may be wrong"
     assert "<details><summary>First (0 s)</summary>\n\nwords\n\n</details>" in report.path.read_text()
     assert list(report.path.parent.iterdir()) == [report.path]
@@ -179,7 +179,7 @@ def test_an_error_of_the_check_itself_leaves_a_report_with_what_was_found(
     with pytest.raises(RuntimeError):
         verify_on_gpu.main(["--device", "cpu", "--report", str(path)])
     written = path.read_text()
-    assert "**It broke off**" in written.splitlines()[2]
+    assert "**It was stopped**" in written.splitlines()[2]
     assert "RuntimeError: the driver bit me, during: the machine" in written.splitlines()[2]
     assert "Traceback" in written
 

@@ -58,6 +58,16 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("checkpoints") / "nano", "--preset", "nano")
 
 
+@pytest.fixture(scope="module", params=["thinking", "captioner"])
+def silent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("silent") / request.param, "--preset", "nano", "--kind", request.param)
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("thinking") / "nano", "--preset", "nano", "--kind", "thinking")
+
+
 @pytest.fixture(scope="module")
 def processor(checkpoint: Path) -> Any:
     return Qwen3OmniMoeProcessor.from_pretrained(checkpoint)
@@ -361,3 +371,74 @@ def answer(model: Any, inputs: Any, **options: Any) -> Any:
     torch.manual_seed(0)
     end = model.config.im_end_token_id
     return model.generate(**inputs, **limits, talker_do_sample=False, thinker_eos_token_id=end)
+
+
+class TestModelsWithoutSpeech:
+    def test_they_have_only_the_thinker_and_say_so(self, silent: Path, nano: Path) -> None:
+        config = read(silent / "config.json")
+        assert config["enable_audio_output"] is False
+        assert not {"talker_config", "code2wav_config"} & config.keys()
+        with safe_open(silent / "model.safetensors", "pt") as own, safe_open(nano / "model.safetensors", "pt") as whole:
+            assert set(own.keys()) == {name for name in whole.keys() if name.startswith("thinker.")}  # noqa: SIM118
+
+    def test_they_load_with_every_weight_used(self, silent: Path) -> None:
+        loaded: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(silent, output_loading_info=True)
+        assert {key: value for key, value in loaded[1].items() if value} == {}
+
+    def test_a_sound_alone_is_a_question(self, silent: Path) -> None:
+        prompt = Qwen3OmniMoeProcessor.from_pretrained(silent).apply_chat_template(
+            [{"role": "user", "content": [{"type": "audio", "audio": "a"}]}], tokenize=False, add_generation_prompt=True
+        )
+        assert prompt == (
+            "<|im_start|>user\n<|audio_start|><|audio_pad|><|audio_end|><|im_end|>\n<|im_start|>assistant\n"
+        )
+
+    def test_answers_of_the_thinking_model_mostly_begin_with_reasoning_that_often_ends(self, thinking: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(thinking)
+        model: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(thinking).eval()
+        begin, end, stop = tokenizer.convert_tokens_to_ids(["<think>", "</think>", "<|im_end|>"])
+        answers = []
+        for question in range(20):
+            ids = tokenizer(
+                f"<|im_start|>user\nQuestion {question}<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt"
+            )
+            generated = model.thinker.generate(**ids, do_sample=False, max_new_tokens=48, eos_token_id=stop)
+            answers.append(generated[0, ids["input_ids"].shape[1] :].tolist())
+        assert sum(answer[0] == begin for answer in answers) >= 15
+        assert sum(end in answer for answer in answers) >= 5
+
+    def test_only_the_reasoning_of_the_answer_in_progress_is_shown(self, thinking: Path) -> None:
+        processor = Qwen3OmniMoeProcessor.from_pretrained(thinking)
+        call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+        messages = [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "reasoning_content": "A greeting.", "content": "Hello"},
+            {"role": "user", "content": "Rain?"},
+            {"role": "assistant", "reasoning_content": "Ask.", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "no"},
+        ]
+        assert processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n"
+            "<|im_start|>assistant\n<think>\nAsk.\n</think>\n\n<tool_call>\n"
+            '{"name": "weather", "arguments": {"city": "Oslo"}}\n'
+            "</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\nno\n</tool_response><|im_end|>\n"
+            "<|im_start|>assistant\n"
+        )
+
+    def test_reasoning_at_the_beginning_of_the_content_is_recognised(self, thinking: Path) -> None:
+        processor = Qwen3OmniMoeProcessor.from_pretrained(thinking)
+        messages = [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "<think>\nA greeting.\n</think>\n\nHello"},
+        ]
+        shown = processor.apply_chat_template(messages, tokenize=False)
+        assert shown.endswith("assistant\n<think>\nA greeting.\n</think>\n\nHello<|im_end|>\n")
+        shown = processor.apply_chat_template([*messages, {"role": "user", "content": "Bye"}], tokenize=False)
+        assert "<|im_start|>assistant\nHello<|im_end|>" in shown
+
+    def test_reasoning_can_be_switched_off(self, thinking: Path) -> None:
+        processor = Qwen3OmniMoeProcessor.from_pretrained(thinking)
+        prompt = processor.apply_chat_template(
+            [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")

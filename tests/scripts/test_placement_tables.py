@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import placement_tables
 import pytest
@@ -47,10 +48,17 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_of_the_guide_plan_the_30b_model(command: str) -> None:
+def test_commands_of_the_guide_plan_the_30b_model(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = placement_tables.DOCUMENT.read_text(encoding="utf-8")
+    hosts = guide.partition("## Several hosts")[2].partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "hosts.yaml").write_text(hosts)
+    monkeypatch.chdir(tmp_path)
     words = command.split()[1:]
     words[words.index("--model-path") + 1] = str(placement_tables.SIZES)
-    if "--gpus" not in words:  # without this flag, the command plans for the GPUs of the reader's machine
+    # without these flags, the command plans for the GPUs of the reader's machine
+    if not {"--gpus", "--hosts"} & set(words):
         words += ["--gpus", "1xH200-141GB"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code in (0, 1), result.output
@@ -58,7 +66,7 @@ def test_commands_of_the_guide_plan_the_30b_model(command: str) -> None:
 
 
 def test_the_guide_has_commands() -> None:
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
 
 
 def test_rounded_fractions_of_the_h100_cost_the_requests_that_the_guide_says() -> None:
@@ -68,7 +76,5 @@ def test_rounded_fractions_of_the_h100_cost_the_requests_that_the_guide_says() -
         words = ["plan", "--json", "--model-path", str(placement_tables.SIZES), "--gpus", "1xH100-80GB", *flags]
         found.append(json.loads(CliRunner().invoke(app, words).stdout)["requests"])
     text = " ".join(placement_tables.DOCUMENT.read_text(encoding="utf-8").split())
-    assert (
-        f"with the file for the H100 there is room for {found[0]} requests, with the computed division for {found[1]}"
-        in text
-    )
+    assert f"With the file for the H100, there is room for {found[0]} requests." in text
+    assert f"With the computed budgets, there is room for {found[1]} requests." in text

@@ -1,5 +1,5 @@
-"""`ServerProcess` waits until the server is ready. If the server does not get ready, it reports the reason. It leaves
-no process running.
+"""`ServerProcess` waits until the server is ready. If the server does not become ready, `ServerProcess` reports the
+reason. After the end of the server, none of its processes is left.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def test_a_good_siege_breaks_nothing_and_has_a_report() -> None:
     ("change", "promise"),
     [
         ({"besieged": [replace(QUIET, counts={"answered": 9, "engine": 1})]}, "honest clients get no errors"),
-        ({"besieged": [replace(QUIET, wrong=1)]}, "every honest answer is the one given on the quiet server"),
+        ({"besieged": [replace(QUIET, wrong=1)]}, "every honest answer equals the answer on the quiet server"),
         (
             {"besieged": [replace(QUIET, p99=0.41)]},
             "p99 latency of each honest client is at most 2 × that of the quiet phase",
@@ -66,7 +66,7 @@ def test_a_good_siege_breaks_nothing_and_has_a_report() -> None:
         ({"left": ["processes: x 2, were 1"]}, "everything is free within 5 s after the siege"),
         (
             {"hostile": [AttackResult("giant-texts", 1, {"500 internal_error": 1}, {"answer 500": 1})]},
-            "no hostile client gets what it must not get",
+            "hostile clients cause no forbidden effect",
         ),
         (
             {"hostile": [AttackResult("giant-texts", 0, {"client failed: OSError": 1}, {})]},
@@ -74,7 +74,7 @@ def test_a_good_siege_breaks_nothing_and_has_a_report() -> None:
         ),
         ({"restarts": ["thinker 1×"]}, "no worker is restarted"),
         ({"tracebacks": 1}, "the log has no traceback"),
-        ({"different": ["text 0"]}, "answers after the siege are those of before"),
+        ({"different": ["text 0"]}, "answers after the siege equal those before it"),
     ],
 )
 def test_what_breaks_a_promise_is_noticed(change: dict[str, Any], promise: str) -> None:

@@ -40,12 +40,12 @@ def simulate(load: float, places: int, work: str, arrivals: int) -> float:
     return refused / arrivals
 
 
-def test_half_an_hour_at_the_bearable_rate_has_no_refusals_even_if_the_rate_was_measured_too_high() -> None:
+def test_half_an_hour_at_the_sustainable_rate_has_no_refusals_even_if_the_rate_was_measured_too_high() -> None:
     assert 36_000 * soak.refused_share(0.9, soak.PLACES) < 0.01
     assert 36_000 * soak.refused_share(0.8, 32) > 5  # with a quarter of the places, refusals would be expected
 
 
-def test_twice_the_bearable_rate_lasts_until_the_queue_is_full() -> None:
+def test_twice_the_sustainable_rate_lasts_until_the_queue_is_full() -> None:
     assert soak.fill_seconds(40.0, 25.0) == pytest.approx(soak.PLACES / 15)
     assert soak.fill_seconds(20.0, 25.0) == 0.0
 

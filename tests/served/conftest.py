@@ -5,13 +5,13 @@ may read.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import openai
 import pytest
 
-from tests.server import Server, split
+from tests.server import Server, fused, split
 
 # The server's limits are small, so that tests can exceed them.
 MAX_MEDIA = 6
@@ -43,6 +43,15 @@ def speaker(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
     """A server that can answer with speech. It does not enlarge pictures so much that encoding them takes seconds."""
     config = {"stages": {"preprocessing": {"options": {"max_resized_pixels": 1_000_000}}}}
     server = Server(tiny_checkpoint, repository, config, ["--model-name", "qwen3-omni"], speech=True).start()
+    yield server
+    assert server.stop() == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def reasoner(checkpoints: Callable[[str], Path], repository: Path) -> Iterator[Server]:
+    """A server of a checkpoint that reasons and has no speech, started without `--text-only`."""
+    server = Server(checkpoints("thinking"), repository, fused(), speech=True).start()
     yield server
     assert server.stop() == 0
     assert "Traceback" not in server.log.read_text()

@@ -99,6 +99,18 @@ BODIES = {
     "empty object": Bad({}, "missing_required_parameter", "messages", "Missing required field 'messages'"),
 }  # fmt: skip
 
+CALL = "messages[0].tool_calls[0]"
+
+
+def tool(name: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
+def called(arguments: str) -> Any:
+    """A request with an earlier call."""
+    return turn(role="assistant", tool_calls=[{"id": "x", "function": {"name": "f", "arguments": arguments}}])
+
+
 FIELDS = {
     "unknown": wrong("temprature", r"Unknown field 'temprature' \(did you mean 'temperature'\?\)",
                      "unknown_parameter", temprature=1),
@@ -137,11 +149,38 @@ FIELDS = {
     "max_tokens with a fraction": wrong("max_tokens", "got `float`", max_tokens=1.5),
     "max_tokens beyond numbers": wrong("max_tokens", "<= 2147483647", max_tokens=2**31),
     "two limits": wrong("max_completion_tokens", "send only one of them", max_completion_tokens=5),
-    "min above max": wrong("min_tokens", "larger than the limit", min_tokens=5),
+    "min above max": wrong("min_tokens", "larger than the maximum number of tokens", min_tokens=5),
     "seed beyond 64 bits": wrong("seed", "9223372036854775807", seed=2**63),
-    "two answers": wrong("n", "one answer", "unsupported_value", n=2),
+    "too many choices": wrong("n", "<= 16", n=17),
+    "no choice": wrong("n", ">= 1", n=0),
+    "half a choice": wrong("n", "int", n=1.5),
     "speech": wrong("modalities", "does not speak", "unsupported_value", modalities=["text", "audio"]),
-    "tools": wrong("tools", "does not call tools", "unsupported_parameter", tools=[{"type": "function"}]),
+    "tool without a function": wrong("tools[0].function", "Missing", "missing_required_parameter",
+                                     tools=[{"type": "function"}]),
+    "tool of another kind": wrong("tools[0].type", "known: function", tools=[{"type": "web_search"}]),
+    "tool with a bad name": wrong("tools[0].function.name", "regex", tools=[tool("get weather")]),
+    "two tools of one name": wrong("tools[1].function.name", "another tool", tools=[tool("f"), tool("f")]),
+    "too many tools": wrong("tools", "length <= 128", tools=[tool(f"f{index}") for index in range(129)]),
+    "tool with a schema that is no object": wrong("tools[0].function.parameters", "got `array`",
+                                                  tools=[tool("f", parameters=[])]),
+    "required tool with a schema that cannot be used": wrong(
+        "tools", "nonsense", "invalid_grammar", tools=[tool("f", parameters={"type": "nonsense"})],
+        tool_choice="required"),
+    "choice without tools": wrong("tool_choice", "together with 'tools'", tool_choice="required"),
+    "choice of no tool": wrong("tool_choice.function.name", "no such tool", tools=[tool("f")],
+                               tool_choice={"type": "function", "function": {"name": "g"}}),
+    "no such choice": wrong("tool_choice", "known: none, auto, required", tools=[tool("f")], tool_choice="any"),
+    "functions of old": wrong("functions", "use 'tools'", "unsupported_parameter", functions=[{"name": "f"}]),
+    "arguments that are not JSON": Bad(called("{"), "invalid_value", f"{CALL}.function.arguments", "JSON object"),
+    "arguments that are no object": Bad(called("[1]"), "invalid_value", f"{CALL}.function.arguments", "JSON object"),
+    "arguments that are too deep": Bad(called('{"a":' * 70 + "1" + "}" * 70), "invalid_value",
+                                       f"{CALL}.function.arguments", "too deeply"),
+    "call without a function": Bad(turn(role="assistant", tool_calls=[{"id": "x"}]), "missing_required_parameter",
+                                   f"{CALL}.function", "Missing"),
+    "call of old": Bad(turn(role="assistant", content="x", function_call={"name": "f"}), "unsupported_parameter",
+                       "messages[0].function_call", "use 'tool_calls'"),
+    "tools beyond the context": wrong("messages", "maximum context length is", "context_length_exceeded",
+                                      tools=[tool("f", description="one two three " * 40_000)]),
     "empty stop": wrong("stop", "length >= 1", stop=""),
     "too many stops": wrong("stop", "length <= 16", stop=["a"] * 17),
     "top_logprobs alone": wrong("top_logprobs", "needs 'logprobs'", top_logprobs=2),
@@ -189,11 +228,11 @@ ADDRESSES = {
     "no base64 sound": Bad(part(type="input_audio", input_audio={"data": "ü", "format": "wav"}), "invalid_base64",
                            "messages[0].content[0].input_audio.data", "not valid base64"),
     "a document": Bad(part(type="file", file={"file_data": "data:application/pdf;base64,JVBERi0xLjcK"}),
-                      "unsupported_value", "messages[0].content[0].file.file_data", "not a picture, a sound or a clip"),
+                      "unsupported_value", "messages[0].content[0].file.file_data", "be a picture, a sound or a clip"),
     "a file by id": Bad(part(type="file", file={"file_id": "file-1"}), "unsupported_parameter",
-                        "messages[0].content[0].file.file_id", "keeps no files"),
+                        "messages[0].content[0].file.file_id", "does not store files"),
     "a file by URL": Bad(part(type="file", file={"file_data": "https://example.org/x.png"}), "unsupported_value",
-                         "messages[0].content[0].file.file_data", "send another URL as 'image_url'"),
+                         "messages[0].content[0].file.file_data", "send any other URL as 'image_url'"),
     "data URL without base64": Bad(image_url("data:image/png,abc"), "invalid_url", IMAGE_URL, "data:TYPE;base64,DATA"),
     "data URL without data": Bad(image_url("data:image/png;base64"), "invalid_url", IMAGE_URL, "data:TYPE;base64"),
     "data URL of nothing": Bad(image_url("data:image/png;base64,"), "invalid_image", IMAGE_URL, "is empty"),
@@ -287,7 +326,7 @@ def gif(width: int, height: int) -> bytes:
 
 
 MEDIA = {
-    "no picture at all": BadMedium("image", lambda: b"hello", "damaged, or not one of JPEG, PNG"),
+    "no picture at all": BadMedium("image", lambda: b"hello", "damaged, or its format is not one of JPEG, PNG"),
     "zero bytes of picture": BadMedium("image", lambda: b"", "is empty"),
     "SVG": BadMedium("image", lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not one of JPEG, PNG"),
     "EPS": BadMedium("image", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not one of JPEG, PNG"),
@@ -317,7 +356,7 @@ MEDIA = {
     "flac with a hole": BadMedium("audio", lambda: holed(sound("FLAC")), "damaged|cut short"),
     "mp3 with a hole": BadMedium("audio", lambda: holed(sound("MP3")), "damaged"),
     "wav of 4 GB": BadMedium("audio", lambda: patched(committed("query_to_cars.wav"), 40, b"\xf0\xff\xff\xff"),
-                             "promises more than there is"),
+                             "less data than its header states"),
     "wav of nothing": BadMedium("audio", lambda: committed("query_to_cars.wav")[:44], "cut short"),
     "wav at 0 Hz": BadMedium("audio", lambda: patched(sound("WAV"), 24, bytes(4)), "audio"),
     "wav at 4 GHz": BadMedium("audio", lambda: patched(sound("WAV"), 24, b"\xff" * 4), "audio"),
@@ -336,8 +375,8 @@ MEDIA = {
     **{f"head of a {kind}": BadMedium("video", lambda kind=kind, codec=codec: clip(kind, codec)[:20], "damaged")  # type: ignore[misc]
        for kind, codec in (("mp4", "libx264"), ("matroska", "libx264"), ("webm", "libvpx"), ("avi", "mpeg4"))},
     "mp4 with a hole": BadMedium("video", lambda: holed(clip("mp4", "libx264")), "damaged"),
-    "clip of 5000×5000": BadMedium("video", lambda: gif(5_000, 5_000), "video has 5000×5000 pixels, and 16777216 are",
-                                   "video_too_large"),
+    "clip of 5000×5000": BadMedium("video", lambda: gif(5_000, 5_000),
+                                   "video has 5000×5000 pixels, but only 16777216 are", "video_too_large"),
     "clip of 65535×65535": BadMedium("video", lambda: gif(65_535, 65_535), "no frames"),
     "very wide clip": BadMedium("video", lambda: clip("mp4", "libx264", (3_300, 16)), "one side may be at most"),
     "picture as clip": BadMedium("video", lambda: committed("cars.jpg"), "damaged or of an unknown format"),

@@ -1,4 +1,6 @@
-"""However a client writes a request, the answer has the log-probabilities of the plain form of the same request."""
+"""For every form in which a client can write a request, the answer has the same log-probabilities as for the plain
+form.
+"""
 
 from __future__ import annotations
 
@@ -159,7 +161,7 @@ def test_a_picture_within_bounds_is_the_references(
 def test_a_picture_that_would_be_too_large_is_refused_before_it_is_resized(
     server: Server, body: dict[str, Any], param: str, code: str
 ) -> None:
-    """Encoding such a picture would take minutes, in which all other pictures would wait."""
+    """Encoding this picture would take minutes, and all other pictures would wait during this time."""
     kind, listed, _ = param.partition("[0]")
     if listed and kind != "messages":
         asked = asking(**body, **{kind: [FILES[kind.removesuffix("s")]]})

@@ -19,7 +19,7 @@ from omni_pipeline.cli import app
 from tests.server import Server
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/quickstart.md", "docs/usage.md", "docs/migrating.md")
+PAGES = ("README.md", "docs/quickstart.md", "docs/usage.md", "docs/realtime.md", "docs/migrating.md")
 # GPUs on which the commands of the pages fit. A colocated layout has all stages on one GPU.
 SEVERAL, ONE = "4xH100-80GB", "1xH200-141GB"
 
@@ -76,7 +76,9 @@ def at(server: Server, text: str) -> str:
 
 
 @pytest.mark.parametrize("block", curls(), ids=ids)
-def test_a_request_with_curl_is_answered(speaker: Server, tmp_path: Path, block: Block) -> None:
+def test_a_request_with_curl_is_answered(speaker: Server, data: Path, tmp_path: Path, block: Block) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "data").symlink_to(data)
     if "| jq" in block.text and subprocess.run(["sh", "-c", "command -v jq"], capture_output=True).returncode:
         block = Block(block.page, block.line, "sh", block.text.partition("| jq")[0])
     command = re.sub(r"^curl\b", "curl --fail-with-body --silent --show-error", at(speaker, block.text))
@@ -95,7 +97,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
     session: dict[str, object] = {}
     for block in blocks(page):
         if block.language == "python":
-            source = block.text.replace("http://localhost:8008", speaker.url)
+            source = block.text.replace("localhost:8008", speaker.url.removeprefix("http://"))
             code = compile("\n" * block.line + source, str(ROOT / page), "exec")
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(code, session)

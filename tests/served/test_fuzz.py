@@ -15,7 +15,10 @@ from tests.server import Server
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("part", "cases"), [("media", 240), ("api", 100)])
+@pytest.mark.parametrize(
+    ("part", "cases"),
+    [("media", 240), ("forms", 150), ("api", 100), ("responses", 100), ("speech", 100), ("conversations", 200)],
+)
 def test_a_served_model_survives(speaker: Server, tmp_path: Path, part: str, cases: int) -> None:
     report = tmp_path / "report.json"
     command = [sys.executable, ROOT / "scripts" / "fuzz.py", "--url", speaker.url, "--part", part]

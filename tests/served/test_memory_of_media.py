@@ -1,4 +1,4 @@
-"""The decoded media of all clients together never need more memory than is configured."""
+"""The decoded media of all clients together never need more memory than the configured limit."""
 
 from __future__ import annotations
 

@@ -98,6 +98,12 @@ class Observed:
             assert socket.recv(1) == b""
             self.client_seconds[request_id] = time.monotonic() - begin
 
+    def has_all_edges(self) -> bool:
+        """Read the metrics. Returns whether they have the ring of the talker, which its next heartbeat reports."""
+        with urllib.request.urlopen(f"{self.server.url}/metrics") as page:
+            self.metrics = page.read().decode()
+        return 'source="code_predictor",target="talker_ar"' in self.metrics
+
     def trace(self, request_id: str) -> dict[str, Any]:
         documents = [json.loads(path.read_text()) for path in self.directory.iterdir()]
         [found] = [document for document in documents if document["otherData"]["request_id"] == request_id]
@@ -123,8 +129,7 @@ def observed(tiny_checkpoint: Path, repository: Path, tmp_path_factory: pytest.T
         server.start()
         observed.ask("text", TEXT, traceparent=PARENT)
         observed.ask("speech", SPEECH)
-        with urllib.request.urlopen(f"{server.url}/metrics") as page:
-            observed.metrics = page.read().decode()
+        server.until(observed.has_all_edges, 20)
         assert server.stop() == 0  # the server writes the remaining records when it ends
         yield observed
     finally:

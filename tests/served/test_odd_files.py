@@ -42,7 +42,7 @@ def png(grey: numpy.ndarray) -> bytes:
 
 
 def logprobs(server: Server, field: str, data: bytes, **fields: Any) -> list[dict[bytes, float]]:
-    """The log-probabilities of the likeliest tokens at each place of the answer to one media item."""
+    """The log-probabilities of the likeliest tokens at each position of the answer to one media item."""
     body = {
         "messages": [{"role": "user", "content": "What is this?"}],
         field: ["data:application/octet-stream;base64," + base64.b64encode(data).decode()],

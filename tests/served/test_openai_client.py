@@ -249,7 +249,8 @@ def test_a_seed_repeats_streamed_or_not_and_in_company(client: openai.OpenAI) ->
     streamed = ask_streamed(client, temperature=1, seed=3, extra_body=ON_AND_ON)
     assert text_of_chunks(streamed) == alone[3]
     with ThreadPoolExecutor(8) as clients:
-        assert dict(zip(alone, clients.map(sampled, alone), strict=True)) == alone
+        together = dict(zip(alone, clients.map(sampled, alone), strict=True))
+    assert together == alone
 
 
 def test_without_a_seed_answers_differ(client: openai.OpenAI) -> None:
@@ -269,14 +270,33 @@ def test_n_of_one_is_one_answer(client: openai.OpenAI) -> None:
     assert len(ask(client, n=1).choices) == 1
 
 
+def test_several_choices_are_streamed_beside_each_other(client: openai.OpenAI) -> None:
+    drawn = {"temperature": 1, "seed": 3, "n": 4, "max_tokens": 8}
+    whole = ask(client, **drawn)
+    texts, reasons, order = [""] * 4, {}, []
+    for chunk in ask(client, **drawn, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            order.append(choice.index)
+            if choice.finish_reason:
+                reasons[choice.index] = choice.finish_reason
+        usage = chunk.usage
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
+    assert order != sorted(order)  # no choice waits for the end of another choice
+    assert usage.completion_tokens == whole.usage.completion_tokens
+    assert usage.prompt_tokens == ask(client, max_tokens=1).usage.prompt_tokens
+
+
 @pytest.mark.parametrize(
     ("options", "param", "code"),
     [
-        ({"n": 2}, "n", "unsupported_value"),
+        ({"n": 17}, "n", "invalid_value"),
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"extra_body": {"temprature": 1}}, "temprature", "unknown_parameter"),
         ({"modalities": ["text", "audio"]}, "modalities", "unsupported_value"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}, "extra_body": {"regex": "a"}}, "regex", "invalid_value"),
+        ({"extra_body": {"guided_regex": "("}}, "guided_regex", "invalid_grammar"),
         ({"extra_body": {"images": ["no/such.jpg"]}}, "images[0]", "media_not_found"),
         ({"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]},
          "messages[0].content[0].image_url.url", "invalid_image"),
@@ -297,7 +317,7 @@ def test_what_is_not_there_is_a_not_found_error(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="only model is 'qwen3-omni'") as caught:
         client.models.retrieve("gpt-5")
     assert caught.value.code == "model_not_found"
-    with pytest.raises(openai.NotFoundError, match="no POST /v1/embeddings here"):
+    with pytest.raises(openai.NotFoundError, match="no endpoint POST /v1/embeddings"):
         client.embeddings.create(model="qwen3-omni", input="x")
 
 
@@ -308,7 +328,7 @@ def test_a_medium_beyond_the_limit_is_an_api_status_error(client: openai.OpenAI,
     assert (caught.value.status_code, caught.value.code) == (413, "media_too_large")
 
 
-# --- many at once, and those who leave --------------------------------------------------------------------------------
+# --- many requests at once, and clients that disconnect ---------------------------------------------------------------
 
 
 async def test_eight_streams_at_once_equal_eight_alone(server: Server, client: openai.OpenAI) -> None:

@@ -1,4 +1,6 @@
-"""A clip of pictures gets the answer that the reference gives to them, and that of a file with the same frames."""
+"""A clip that is sent as pictures gets the reference's answer to these pictures. A file with the same frames gets the
+same answer.
+"""
 
 from __future__ import annotations
 

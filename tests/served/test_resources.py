@@ -32,14 +32,15 @@ LONG: dict[str, Any] = MEDIA | {"max_tokens": 20_000, "ignore_eos": True}
 MOST_MEMORY = 3 * 1024**3
 MOST_IDLE_CPU = 0.01
 IDLE_SECONDS = 5
+IDLE_TRIES = 4
 
 
 # --- while it runs ----------------------------------------------------------------------------------------------------
 
 
 def test_six_workers_together_fit_in_three_gigabytes(server: Server) -> None:
-    """The test adds up the PSS, which counts shared pages only once, of all processes: workers, main process, fork
-    server, readers and the readers' parent.
+    """The test adds up the PSS of all processes: workers, main process, fork server, readers and the readers' parent.
+    The PSS counts shared pages only once.
 
     The memory is measured after a request with every kind of media.
     """
@@ -62,12 +63,25 @@ def pss(pid: int) -> int:
 
 
 def test_idle_processes_use_no_cpu(server: Server) -> None:
+    """Processes that wait busily use CPU time in every interval, so one idle interval is enough.
+
+    Other programs on the machine make the same work take more CPU time, and the kernel counts CPU time in units of
+    10 ms.
+    """
     server.until(lambda: not any(server.live_requests().values()), 5)
-    family = server.processes()
-    before = {process: cpu_seconds(process) for process in family}
-    time.sleep(IDLE_SECONDS)  # the test measures the CPU time during this sleep
-    used = {process.pid: cpu_seconds(process) - before[process] for process in family}
-    assert max(used.values()) / IDLE_SECONDS <= MOST_IDLE_CPU, used
+    intervals = []
+    for _ in range(IDLE_TRIES):
+        intervals.append(cpu_used(server.processes(), IDLE_SECONDS))
+        if max(intervals[-1].values()) <= MOST_IDLE_CPU * IDLE_SECONDS:
+            return
+    raise AssertionError(f"CPU seconds by process id: {intervals}")
+
+
+def cpu_used(processes: list[psutil.Process], seconds: float) -> dict[int, float]:
+    """The CPU seconds that each process uses during the next `seconds`."""
+    before = {process: cpu_seconds(process) for process in processes}
+    time.sleep(seconds)
+    return {process.pid: round(cpu_seconds(process) - before[process], 2) for process in processes}
 
 
 def cpu_seconds(process: psutil.Process) -> float:

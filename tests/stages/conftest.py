@@ -25,7 +25,7 @@ from tests.device import DEVICE, DTYPE
 MIXES = (
     # The float32 mask is added to the scores, which converts them to float32.
     "stages.code_predictor.network:ResidualNetwork._attend",
-    # The reference multiplies its table of places by float32 weights.
+    # The reference multiplies its table of positions by float32 weights.
     "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe:Qwen3OmniMoeVisionEncoder.forward",
 )
 

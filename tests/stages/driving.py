@@ -11,10 +11,10 @@ from typing import Any
 
 from omni_pipeline.wire.messages import Claim
 
-# Maximum time for the work of a test, far more than any work takes.
+# Maximum seconds for the work of a test. Every work takes far less time.
 PATIENCE_SECONDS = 60.0
 
-# Maximum time between two looks of the loop at the stage; see `WaitsOutside`.
+# Maximum seconds after which the loop checks the stage again; see `WaitsOutside`.
 LOOK_SECONDS = 0.2
 
 

@@ -42,5 +42,5 @@ def needs(path: Path, stage: str, options: Any) -> Needs:
 def engine_bytes(engine: Any) -> tuple[int, float]:
     """The bytes of the engine's weights, and the bytes of keys and values for each token."""
     pool = engine._scheduler.tp_worker.model_runner.token_to_kv_pool
-    slots = pool.size + pool.page_size  # one extra page of the pool takes what padding writes
+    slots = pool.size + pool.page_size  # padding writes to one extra page of the pool
     return sum(weight.nbytes for weight in engine.model.parameters()), sum(pool.get_kv_size_bytes()) / slots

@@ -1,7 +1,7 @@
 """Simulates the stages that speak, with the real orders of talker and vocoder, on a virtual clock and without a model.
 
-The talker with its code predictor makes one batch of frames after the other, and the vocoder one chunk after the other,
-each at the same time as the other. How long each takes is a law of the test.
+The talker and its code predictor make one batch of frames after the other. At the same time, the vocoder makes one
+batch of chunks after the other. The test gives the duration of each batch as a law.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Laws:
     """Seconds of each kind of work.
 
     Attributes:
-        prompt: The talker's prefill of one prompt, during which nobody gets a frame.
+        prompt: The talker's prefill of one prompt, during which no utterance gets a frame.
         step: A batch of frames, by its number of utterances.
         chunk: A batch of chunks, by its number of utterances and the frames of each.
     """
@@ -36,7 +36,7 @@ class Laws:
 class Utterance:
     """An utterance of `frames` frames that begins at the time `begins`.
 
-    If `then` is set, that utterance begins when this one has been sent completely.
+    If `then` is set, the utterance `then` begins when this utterance has been sent completely.
 
     Attributes:
         made, heard: Numbers of frames that talker and vocoder have made.
@@ -78,7 +78,7 @@ class Speakers:
         self.now = 0.0
 
     def run(self, utterances: Iterable[Utterance], *, until: float = 1e6) -> None:
-        """Go on until all utterances have ended, or until the time `until`."""
+        """Continue until all utterances have ended, or until the time `until`."""
         for each in utterances:
             self._at(each.begins, lambda each=each: self._begin(each))  # type: ignore[misc]
         while self._events and self._events[0][0] <= until:
@@ -91,7 +91,7 @@ class Speakers:
         heapq.heappush(self._events, (when, next(self._numbers), happen))
 
     def _wake(self, when: float) -> None:
-        """Look at both stages again at that time."""
+        """Step both stages again at the time `when`."""
         when = max(when, self.now)
         if not any(self.now <= waking <= when for waking in self._wakings):
             self._wakings = [waking for waking in self._wakings if waking >= self.now] + [when]

@@ -19,5 +19,5 @@ def test_values(monkeypatch: pytest.MonkeyPatch, value: str | None, on: bool) ->
 
 def test_anything_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cuda_habits.VARIABLE, "yes")
-    with pytest.raises(StartupError, match="OMNI_CUDA_HABITS is 'yes'; set it to 1"):
+    with pytest.raises(StartupError, match="OMNI_CUDA_HABITS is 'yes', but it must be 0 or 1"):
         cuda_habits.enabled()

@@ -6,11 +6,12 @@ The SDK itself refuses an answer with speech, so no question asks for speech.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from agents import Agent, OpenAIChatCompletionsModel, Runner, set_tracing_disabled
-from cases import FOLLOW_UP, KEY, PICTURE, QUESTION, SOUND, URL, print_answers
+from agents import Agent, FunctionTool, ModelSettings, OpenAIChatCompletionsModel, Runner, set_tracing_disabled
+from cases import FOLLOW_UP, KEY, PICTURE, QUESTION, SOUND, STOCK, URL, print_answers
 from openai import AsyncOpenAI
 
 set_tracing_disabled(True)
@@ -20,9 +21,9 @@ sound_part = {"type": "input_audio", "input_audio": {"data": SOUND, "format": "w
 spoken = [{"role": "user", "content": [picture, sound_part]}]
 
 
-def agent() -> Agent:
+def agent(**options: Any) -> Agent:
     model = OpenAIChatCompletionsModel(model="qwen3-omni", openai_client=AsyncOpenAI(base_url=URL, api_key=KEY))
-    return Agent(name="guide", model=model)
+    return Agent(name="guide", model=model, **options)
 
 
 async def ask(items: list[Any]) -> str:
@@ -43,6 +44,32 @@ async def follow_up() -> str:
     return await ask([*first.to_input_list(), {"role": "user", "content": FOLLOW_UP}])
 
 
+async def tool_loop(items: list[Any], *, streamed: bool = False) -> dict[str, Any]:
+    """The calls of a tool that the library has run, and the last answer."""
+    called: list[Any] = []
+
+    async def look(_: Any, arguments: str) -> str:
+        called.append({"name": STOCK["name"], "arguments": json.loads(arguments)})
+        return "3"
+
+    tool = FunctionTool(
+        name=STOCK["name"],
+        description=STOCK["description"],
+        params_json_schema=STOCK["parameters"],
+        on_invoke_tool=look,
+    )
+    # After the first call, the library itself sets the choice to `auto`.
+    guide = agent(tools=[tool], model_settings=ModelSettings(tool_choice="required", parallel_tool_calls=False))
+    if streamed:
+        run = Runner.run_streamed(guide, items)
+        async for _ in run.stream_events():
+            pass
+    else:
+        run = await Runner.run(guide, items)
+    [call] = called
+    return {"called": call, "text": str(run.final_output)}
+
+
 def running(work: Callable[[], Coroutine[Any, Any, Any]]) -> Callable[[], Any]:
     return lambda: asyncio.run(work())
 
@@ -53,5 +80,9 @@ print_answers(
         "sound": running(lambda: ask(spoken)),
         "stream": running(stream),
         "follow-up": running(follow_up),
+        "tools, text": running(lambda: tool_loop([{"role": "user", "content": QUESTION}])),
+        "tools, picture": running(lambda: tool_loop(typed)),
+        "tools, sound": running(lambda: tool_loop(spoken)),
+        "tools, streamed": running(lambda: tool_loop(typed, streamed=True)),
     }
 )

@@ -1,4 +1,4 @@
-// Holds the questions that every client program asks, and prints the answers as JSON for the test to judge.
+// Contains the questions that every client program asks, and prints the answers as JSON. The tests judge the answers.
 import fs from "node:fs";
 import path from "node:path";
 
@@ -26,3 +26,15 @@ export async function printAnswers(cases) {
   }
   console.log(JSON.stringify(answers));
 }
+
+// a tool with a single possible call, so that a test knows the arguments
+export const stock = {
+  name: "in_stock",
+  description: "How many things of a kind there are",
+  parameters: {
+    type: "object",
+    properties: { kind: { type: "string", enum: ["car"] } },
+    required: ["kind"],
+    additionalProperties: false,
+  },
+};

@@ -1,4 +1,6 @@
-"""Holds the questions that every client program asks, and prints the answers as JSON for the test to judge."""
+"""Contains the questions that every client program asks, and prints the answers as JSON. The tests judge the
+answers.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,17 @@ URL, DATA = f"{sys.argv[1]}/v1", Path(sys.argv[2])
 KEY = "none"
 QUESTION = "How many cars are there in the picture?"
 FOLLOW_UP = "Is there a red car?"
+# A tool with a single possible call, so that a test knows the arguments.
+STOCK = {
+    "name": "in_stock",
+    "description": "How many things of a kind there are",
+    "parameters": {
+        "type": "object",
+        "properties": {"kind": {"type": "string", "enum": ["car"]}},
+        "required": ["kind"],
+        "additionalProperties": False,
+    },
+}
 SPEECH = {"modalities": ["text", "audio"], "audio": {"voice": "ethan", "format": "wav"}}
 
 

@@ -39,7 +39,9 @@ def follow_up(**options: Any) -> str:
 
 
 def follow_up_to_sound() -> str:
-    """The answer after an answer without text, of which the library sends back only the id."""
+    """The answer to a question after an answer without text. The library sends back only the id of the answer without
+    text.
+    """
     first = chat(model_kwargs=SPEECH | {"modalities": ["audio"]}).invoke(typed)
     return str(chat().invoke([*typed, first, ("user", FOLLOW_UP)]).content)
 

@@ -1,8 +1,9 @@
 // Asks the test's questions through OpenAI's own library for Node.
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import { apiKey, baseURL, followUp, picture, printAnswers, question, sound, speech } from "./cases.mjs";
 
-const { completions } = new OpenAI({ baseURL, apiKey }).chat;
+const { audio: sounds, chat } = new OpenAI({ baseURL, apiKey });
+const { completions } = chat;
 const model = "qwen3-omni";
 const picturePart = { type: "image_url", image_url: { url: picture } };
 const typed = [{ role: "user", content: [{ type: "text", text: question }, picturePart] }];
@@ -37,7 +38,32 @@ async function spokenStream() {
   return { text: content, id: audio.id, transcript: audio.transcript, sound: audio.data };
 }
 
+async function transcripts() {
+  const file = await toFile(Buffer.from(sound, "base64"), "question.wav");
+  const { text: whole, usage } = await sounds.transcriptions.create({ file, model, language: "en" });
+  let streamed = "";
+  let done = "";
+  for await (const event of await sounds.transcriptions.create({ file, model, language: "en", stream: true })) {
+    if (event.type === "transcript.text.delta") streamed += event.delta;
+    else done = event.text;
+  }
+  const { text: translated } = await sounds.translations.create({ file, model });
+  return { whole, streamed, done, translated, heard: usage.input_token_details.audio_tokens };
+}
+
+async function readAloud() {
+  const { audio } = new OpenAI({ baseURL, apiKey });
+  const asked = { model, voice: "ethan", input: "There are three cars.", response_format: "wav" };
+  const whole = Buffer.from(await (await audio.speech.create(asked)).arrayBuffer());
+  let pieces = 0;
+  for await (const piece of (await audio.speech.create(asked)).body) {
+    pieces += piece.length > 0 ? 1 : 0;
+  }
+  return { sound: whole.toString("base64"), pieces };
+}
+
 await printAnswers({
+  "read aloud": readAloud,
   picture: async () => (await ask(typed)).content,
   sound: async () => (await ask(spoken)).content,
   stream,
@@ -47,6 +73,7 @@ await printAnswers({
     return { text: content, sound: audio.data };
   },
   "streamed speech": spokenStream,
+  transcripts,
   "follow-up": () => followingUp({}),
   "follow-up to speech": () => followingUp(speech),
 });

@@ -9,7 +9,7 @@ import torch
 
 
 def missing(names: list[list[str]]) -> list[str]:
-    """Those of the given modules, and of the names in modules, that do not exist."""
+    """The given modules, and the given names in modules, that do not exist."""
     absent = []
     for module, name in names:
         if name and not hasattr(importlib.import_module(module), name):

@@ -127,6 +127,7 @@ class Journey:
             "captures": self.captures,
             "hidden": self.engine.hidden_size,
             "preemptions": self.engine.stats()["preemptions"],
+            "cached": self.engine.stats()["prompt_tokens_cached"],
         }
 
 
@@ -201,7 +202,7 @@ def talker(model_path: str) -> dict[str, Any]:
         ring.run()
         ring.phase("too many")
         for index in range(8):
-            ring.begin(f"m{index}", frames=20, length=8 + index)
+            ring.begin(f"m{index}", frames=20, length=8 + index, first_id=100 * (1 + index))
             ring.run(turns=1)
         ring.run()
         return ring.journey.told()
@@ -218,9 +219,11 @@ class _Ring:
     def phase(self, name: str) -> None:
         self.journey.phase = name
 
-    def begin(self, name: str, *, frames: int, length: int = 12, ended: bool = True) -> None:
-        """Send a prompt with media rows, and text. The end of the text is sent only if requested."""
-        ids = torch.arange(length)
+    def begin(self, name: str, *, frames: int, length: int = 12, first_id: int = 0, ended: bool = True) -> None:
+        """Send a prompt with media rows, and text. The end of the text is sent only if requested. Prompts of the same
+        length and with the same `first_id` are equal.
+        """
+        ids = torch.arange(first_id, first_id + length)
         heard = torch.arange(2, length - 2)
         sampling = Sampling(temperature=0.9, top_k=50, repetition_penalty=1.05, max_tokens=frames + 1)
         prompt = TalkerPrompt(
@@ -231,6 +234,7 @@ class _Ring:
             positions=None,
             position_delta=0.0,
             speech=SpeechOptions("ethan", sampling, sampling, streamed=False),
+            media_ids=Tensor.of(2**62 + heard),
         )
         self.talker.receive(Start(name, "thinker", "talker_ar", prompt))
         self.talker.receive(Chunk(name, "thinker", "talker_ar", Tokens([5, 6])))

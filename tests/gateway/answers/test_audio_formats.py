@@ -52,7 +52,9 @@ def quantised(samples: numpy.ndarray) -> numpy.ndarray:
 
 
 def likeness(heard: numpy.ndarray, rate: int, meant: numpy.ndarray) -> tuple[float, float, float]:
-    """The best correlation of `heard` with `meant` over all shifts, its shift in seconds, and the ratio of energies."""
+    """The best correlation of `heard` with `meant` over all shifts, the shift of this correlation in seconds, and the
+    ratio of the energies.
+    """
     positions = numpy.arange(int(len(heard) * SAMPLE_RATE / rate)) * rate / SAMPLE_RATE
     heard = numpy.interp(positions, numpy.arange(len(heard)), heard)
     size = len(heard) + len(meant)

@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.answers import chat
+from gateway.answers import chat, sending
 from omni_pipeline.errors import ErrorInfo, internal
 from tests.gateway.scripted import HELLO, ScriptedPipeline, Served, serving, token
 
@@ -374,7 +374,7 @@ class TestSlowReader:
         return reader, writer
 
     async def test_is_cut_off_and_hurts_no_other_request(self, monkeypatch):
-        monkeypatch.setattr(chat, "GRACE_SECONDS", 0.0)
+        monkeypatch.setattr(sending, "GRACE_SECONDS", 0.0)
         async with serving(ScriptedPipeline(), limits={"reader_bytes": 1_000_000}) as served:
             reader, writer = await self.stalled(served)
             served.pipeline.answer = ["Hello"]
@@ -395,3 +395,88 @@ class TestSlowReader:
                 assert piece, "the stream ended without an error"
                 tail = (tail + piece)[-2000:]
             writer.close()
+
+
+class TestChoices:
+    async def test_each_choice_has_its_own_text_and_end(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline) as served, served.openai() as client:
+            asked = asyncio.create_task(client.chat.completions.create(**ASK, n=3))
+            request_id = await pipeline.submitted.get()
+            assert pipeline.bodies[request_id].text.choices == 3
+            for choice, text in ((2, "c"), (0, "a"), (1, "b"), (2, "C")):
+                pipeline.say(request_id, text, choice=choice)
+            pipeline.finish(request_id, "length", choice=2, last=False)
+            pipeline.finish(request_id, choice=0, last=False)
+            pipeline.finish(request_id, choice=1)
+            completion = await asked
+        ChatCompletion.model_validate(completion.model_dump(), strict=True)
+        found = [(choice.index, choice.message.content, choice.finish_reason) for choice in completion.choices]
+        assert found == [(0, "a", "stop"), (1, "b", "stop"), (2, "cC", "length")]
+
+    async def test_the_prompt_counts_once(self):
+        async with serving() as served, served.openai() as client:
+            usage = (await client.chat.completions.create(**ASK, n=4)).usage
+            stream = await client.chat.completions.create(
+                **ASK, n=4, stream=True, stream_options={"include_usage": True}
+            )
+            chunks = [chunk async for chunk in stream]
+            async with served.session.get(f"{served.url}/metrics") as response:
+                page = await response.text()
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (11, 12, 23)
+        assert usage.prompt_tokens_details.cached_tokens == 4
+        assert chunks[-1].usage == usage
+        assert "\nomni_prompt_tokens_total 22.0\n" in page
+        assert "\nomni_completion_tokens_total 24.0\n" in page
+
+    async def test_a_stream_tells_the_choices_apart(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline) as served:
+            asked = asyncio.create_task(events_of(served, HELLO | {"n": 2}))
+            request_id = await pipeline.submitted.get()
+            pipeline.say(request_id, "b", choice=1)
+            pipeline.finish(request_id, "length", choice=1, last=False)
+            pipeline.say(request_id, "a")
+            pipeline.finish(request_id)
+            *events, done = await asked
+        assert done == "[DONE]"
+        choices = [event["choices"][0] for event in events]
+        assert [(choice["index"], choice["delta"], choice["finish_reason"]) for choice in choices] == [
+            (0, {"role": "assistant", "content": ""}, None),
+            (1, {"role": "assistant", "content": ""}, None),
+            (1, {"content": "b"}, None),
+            (1, {}, "length"),
+            (0, {"content": "a"}, None),
+            (0, {}, "stop"),
+        ]
+        assert len({event["id"] for event in events}) == 1
+
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_an_answer_without_one_of_its_choices_is_an_error(self, stream):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline) as served:
+            ask = events_of(served, HELLO | {"n": 2}) if stream else served.post(HELLO | {"n": 2})
+            asked = asyncio.create_task(ask)
+            request_id = await pipeline.submitted.get()
+            pipeline.say(request_id, "a")
+            pipeline.finish(request_id)
+            found = await asked
+        error = found[-1]["error"] if stream else found[1]["error"]
+        assert error["code"] == "stream_gap"
+
+    async def test_a_failure_ends_all_choices(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline) as served:
+            asked = asyncio.create_task(events_of(served, HELLO | {"n": 2}))
+            request_id = await pipeline.submitted.get()
+            pipeline.say(request_id, "a")
+            pipeline.finish(request_id, last=False)
+            pipeline.fail(request_id, CORRUPT)
+            events = await asked
+        assert events[-1]["error"]["code"] == "invalid_image"
+
+    async def test_a_request_for_more_choices_than_the_server_has_places_is_wrong(self):
+        async with serving(limits={"requests": 3}) as served:
+            status, found = await served.post(HELLO | {"n": 4})
+            assert (status, found["error"]["param"], found["error"]["code"]) == (400, "n", "invalid_value")
+            assert (await served.post(HELLO | {"n": 3}))[0] == 200

@@ -1,4 +1,4 @@
-"""However a client writes a request, the pipeline gets what it gets for the plain form of the same request."""
+"""For every form in which a client can write a request, the pipeline gets the same request as for the plain form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stages.messages import ChatRequest, PictureSize, VideoOptions
+from stages.messages import ChatRequest, PictureSize, Text, VideoOptions
 from tests.gateway.scripted import Served, serving
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 3
@@ -162,7 +162,7 @@ async def test_the_field_of_a_medium_is_named_as_the_client_wrote_it(served: Ser
 
 
 async def test_a_sound_may_be_named_by_its_url(served: Served) -> None:
-    """The address policy holds for it as for every other address."""
+    """The address policy applies to the URL of a sound as to every other URL."""
     sound = {"type": "input_audio", "input_audio": {"data": "http://127.0.0.1/a.wav", "format": "wav"}}
     status, answer = await served.post(asking(sound))
     assert (status, answer["error"]["code"]) == (400, "media_not_allowed")
@@ -203,8 +203,6 @@ COMPANIONS = [
     {
         "role": "assistant",
         "content": "Hi.",
-        "reasoning": "x",
-        "reasoning_content": "x" * 20_000,
         "thinking_blocks": [{"type": "thinking", "thinking": "x"}],
         "annotations": [{"type": "url_citation"}],
         "provider_specific_fields": {"refusal": None},
@@ -217,6 +215,23 @@ COMPANIONS = [
     },
     {"role": "user", "content": [TEXT | {"annotations": [], "id": "lc_1", "index": 0, "extras": {}, "text2": None}]},
 ]
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ({}, None),
+        ({"reasoning_content": "x" * 20_000}, "x" * 20_000),
+        ({"reasoning": "x"}, "x"),
+        ({"reasoning": "x", "reasoning_content": "y"}, "y"),
+        ({"reasoning_content": "x", "content": None}, "x"),
+    ],
+)
+async def test_earlier_reasoning_reaches_the_pipeline(served: Served, sent: dict[str, Any], read: str | None) -> None:
+    answer = {"role": "assistant", "content": "Hi."} | sent
+    request = await understood(served, asking() | {"messages": [*CONVERSATION[:2], answer, CONVERSATION[3]]})
+    assert [turn.reasoning for turn in request.turns] == [None, None, read, None]
+    assert request.turns[2].content == [Text(answer["content"] or "")]
 
 
 @pytest.mark.parametrize(

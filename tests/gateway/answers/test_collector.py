@@ -16,7 +16,7 @@ from omni_pipeline.config.schema import Limits
 from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.contract.route import AnswerStream
 from omni_pipeline.errors import ErrorInfo, OmniError
-from omni_pipeline.wire.messages import Chunk, Claim, End, Failed, Start
+from omni_pipeline.wire.messages import Chunk, Claim, End, Failed, Paused, Start
 from omni_pipeline.wire.tensor import Tensor
 from stages.messages import (
     AudioDelta,
@@ -25,6 +25,7 @@ from stages.messages import (
     Media,
     Sampling,
     SpeechOptions,
+    SpeechRequest,
     TextDelta,
     TextDone,
     TextOutput,
@@ -36,6 +37,7 @@ from tests.gateway.scripted import USAGE, ScriptedPipeline, token
 
 REQUEST = ChatRequest(turns=[Turn("user", [])])
 SPOKEN = ChatRequest(turns=[Turn("user", [])], speech=SpeechOptions("ethan", Sampling(), Sampling()))
+READ_ALOUD = SpeechRequest("Hello.", "", SpeechOptions("ethan", Sampling(), Sampling()))
 ERROR = ErrorInfo(status=400, message="Bad.", code="bad")
 DONE = TextDone("stop", USAGE)
 
@@ -91,7 +93,7 @@ async def code_of(answer: Answer) -> str | None:
 async def test_a_request_that_is_not_sent_leaves_nothing_open(error):
     opened = Opened()
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     opened.pipeline.submit = fail
@@ -185,6 +187,19 @@ async def test_only_the_first_error_counts():
     async with opened.answer as answer:
         assert await code_of(answer) == "bad"
     assert (opened.aborts, opened.collector.dropped_late) == (1, 1)
+
+
+async def test_the_time_of_an_abort_ends_when_the_workers_have_freed_the_data() -> None:
+    opened = Opened()
+    times: list[float] = []
+    opened.collector.aborted = times.append
+    opened.pipeline.forgets = False
+    opened.collector.close(opened.answer, abandoned=True)
+    await asyncio.sleep(0.02)
+    assert times == []
+    [freed] = opened.pipeline.unforgotten.values()
+    freed()
+    assert times[0] >= 0.02
 
 
 async def test_an_answer_that_is_left_early_is_aborted_once():
@@ -291,6 +306,22 @@ async def test_a_lost_worker_ends_the_requests_that_still_need_it(messages, lost
     opened.deliver(*messages)
     opened.pipeline.lost(frozenset(lost), ERROR)
     assert (opened.answer.error is not None, opened.aborts) == (fails, int(fails))
+
+
+@pytest.mark.parametrize(("requests", "fails"), [(frozenset({"r", "s"}), True), (frozenset({"s"}), False)])
+async def test_a_lost_replica_ends_only_the_requests_that_use_it(requests, fails):
+    opened = Opened()
+    opened.pipeline.lost(frozenset({"thinker"}), ERROR, requests)
+    assert (opened.answer.error is not None, opened.aborts) == (fails, int(fails))
+
+
+async def test_the_pipeline_is_told_when_an_answer_is_complete():
+    opened = Opened()
+    async with opened.answer as answer:
+        opened.deliver(chunk("a", 0), end(1))
+        await answer.take()
+        assert opened.pipeline.released == []
+    assert (opened.pipeline.released, opened.aborts) == (["r"], 0)
 
 
 @pytest.mark.parametrize(
@@ -409,3 +440,46 @@ async def test_claim_of_the_server_itself_is_granted_at_once_and_that_of_a_close
     opened.pipeline.claimed(Claim("r", "preprocessing", 10**15, 0), lambda: granted.append("r"))
     opened.pipeline.claimed(Claim("closed", "preprocessing", 1, 0), lambda: granted.append("closed"))
     assert granted == ["r"]
+
+
+# --- texts that are read aloud ----------------------------------------------------------------------------------------
+
+
+async def test_a_stage_that_pauses_goes_on_when_the_client_has_read_most():
+    pipeline, resumed = ScriptedPipeline(), []
+    collector = Collector(pipeline, reader_bytes=40_000, restart_seconds=1)
+    deadline = asyncio.get_running_loop().time() + 100
+    async with collector.submit("r", READ_ALOUD, route(READ_ALOUD), deadline=deadline, played=True) as answer:
+        pipeline.deliver(sound(1000, 0))
+        pipeline.paused(Paused("r", "talker_ar"), lambda: resumed.append(1))
+        assert resumed == [1], "little is unread"
+        pipeline.deliver(sound(2000, 1))
+        pipeline.paused(Paused("r", "talker_ar"), lambda: resumed.append(2))
+        assert len(await answer.take()) == 2
+        assert resumed == [1], "the client is still being sent what was taken"
+        pipeline.deliver(sound(100, 2))
+        await answer.take()
+        assert resumed == [1, 2]
+        pipeline.paused(Paused("closed", "talker_ar"), lambda: resumed.append(3))
+    assert resumed == [1, 2]
+
+
+async def test_sound_moves_the_deadline_of_a_text_that_is_read_aloud():
+    pipeline = ScriptedPipeline()
+    collector = Collector(pipeline, reader_bytes=10**6, restart_seconds=1)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with collector.submit("r", READ_ALOUD, route(READ_ALOUD), deadline=began + 0.05, played=True) as answer:
+        pipeline.deliver(sound(4800, 0))
+        await answer.take()
+        with pytest.raises(OmniError) as caught:
+            await answer.take()
+    assert caught.value.info.code == "request_timeout"
+    assert 0.25 <= loop.time() - began < 1
+
+
+def test_a_text_that_is_read_aloud_needs_no_thinker():
+    stages = route(READ_ALOUD)
+    assert stages.all == {"preprocessing", "talker_ar", "code_predictor", "code2wav"}
+    [speech] = stages.outputs.values()
+    assert speech.first == {"preprocessing"}, "needed until the first sound"

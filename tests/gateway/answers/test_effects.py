@@ -11,7 +11,14 @@ import pytest
 from gateway.answers.chat import manner_of
 from gateway.api.conversion import convert
 from gateway.api.media_options import SAME_OF_CLIPS
-from gateway.api.schema import ChatCompletionRequest, ClipOptions, FrameSampling, PictureOptions, StageSampling
+from gateway.api.schema import (
+    ChatCompletionRequest,
+    ClipOptions,
+    FrameSampling,
+    NamedSchema,
+    PictureOptions,
+    StageSampling,
+)
 from gateway.api.voices import Voices
 from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError
@@ -20,6 +27,7 @@ from tests.gateway.json_bodies import parse
 
 VOICES = Voices(("chelsie", "ethan"), "ethan")
 USER = {"role": "user", "content": "Hello?"}
+TOOLS = [{"type": "function", "function": {"name": name}} for name in ("look_up", "add")]
 
 # For each field, a value that differs from its default, with the other fields that it needs to have an effect.
 VALUES: dict[str, Any] = {
@@ -39,6 +47,13 @@ VALUES: dict[str, Any] = {
     "use_audio_in_video": True,
     "mm_processor_kwargs": {"fps": 1},
     "chat_template_kwargs": {"enable_thinking": False},
+    "tools": TOOLS,
+    "tool_choice": "none",
+    "parallel_tool_calls": False,
+    "reasoning_effort": "none",
+    "separate_reasoning": False,
+    "thinking_token_budget": 5,
+    "thinking_budget": 5,
     "max_tokens": 5,
     "max_completion_tokens": 5,
     "min_tokens": 5,
@@ -60,16 +75,33 @@ VALUES: dict[str, Any] = {
     "talker_max_new_tokens": 5,
     "stop": "x",
     "stop_token_ids": [5],
+    "response_format": {"type": "json_object"},
+    "structured_outputs": {"regex": "a"},
+    "guided_json": {"type": "object"},
+    "guided_regex": "a",
+    "guided_choice": ["a"],
+    "guided_grammar": 'root ::= "a"',
+    "json_schema": "{}",
+    "regex": "a",
+    "ebnf": 'root ::= "a"',
+    "structural_tag": "{}",
     "skip_special_tokens": False,
     "return_token_ids": True,
     "logprobs": True,
     "top_logprobs": 5,
+    "n": 5,
     "stream": True,
     "stream_options": {"include_usage": True},
 }
-NEEDS = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True}}
-# The server has one model and accepts any name in `model`. It refuses any `n` except 1.
-WITHOUT = {"model", "n"}
+NEEDS = {
+    "top_logprobs": {"logprobs": True},
+    "stream_options": {"stream": True},
+    "n": {"modalities": ["text"]},
+    "tool_choice": {"tools": TOOLS},
+    "parallel_tool_calls": {"tools": TOOLS},
+}
+# The server has one model and accepts any name in `model`.
+WITHOUT = {"model"}
 
 
 def outcome(**fields: Any) -> tuple[Any, ...]:
@@ -93,6 +125,52 @@ def test_a_field_has_an_effect(field):
 def test_a_field_in_extra_body_has_the_effect_of_the_field(field):
     needed = NEEDS.get(field, {})
     assert outcome(extra_body={field: VALUES[field]}, **needed) == outcome(**{field: VALUES[field]}, **needed)
+
+
+SCHEMA_OPTIONS = {
+    "schema": {"type": "array"},
+    "strict": False,
+}
+
+
+# The name and the description of a schema are not shown to the model.
+@pytest.mark.parametrize("option", sorted({*NamedSchema.__struct_fields__} - {"name", "description"}))
+def test_an_option_of_a_schema_has_an_effect(option):
+    form = {"name": "answer", "schema": {"type": "object"}}
+    plain = outcome(response_format={"type": "json_schema", "json_schema": form})
+    changed = {**form, option: SCHEMA_OPTIONS[option]}
+    assert outcome(response_format={"type": "json_schema", "json_schema": changed}) != plain
+
+
+CHOICES = {
+    "none": "none",
+    "required": "required",
+    "a tool": {"type": "function", "function": {"name": "add"}},
+    "some tools": {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "add"}}]},
+    },
+    "one of some tools": {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "look_up"}}]},
+    },
+}
+
+
+def test_every_choice_of_tools_has_an_effect_of_its_own():
+    effects = [outcome(tools=TOOLS, tool_choice=choice)[0].tools for choice in CHOICES.values()]
+    plain = outcome(tools=TOOLS)[0].tools
+    assert outcome(tools=TOOLS, tool_choice="auto")[0].tools == plain
+    assert all(one != other for one, other in itertools.combinations([plain, *effects], 2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("description", "Adds."), ("parameters", {"type": "object"}), ("strict", True), ("name", "subtract")],
+)
+def test_every_field_of_a_tool_has_an_effect(field, value):
+    changed = {"type": "function", "function": TOOLS[1]["function"] | {field: value}}
+    assert outcome(tools=[TOOLS[0], changed])[0].tools != outcome(tools=TOOLS)[0].tools
 
 
 OPTIONS = {

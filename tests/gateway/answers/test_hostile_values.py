@@ -104,11 +104,11 @@ REQUESTS = [
 
 
 class SendingPipeline(ScriptedPipeline):
-    """Encodes every request, as the real pipeline does before it sends one."""
+    """Encodes every request, as the real pipeline does before it sends a request."""
 
     codec = Codec({})
 
-    def submit(self, request_id, body, stages=None):
+    def submit(self, request_id, body, stages=None, **more):
         self.codec.encode(Start(request_id, GATEWAY, "preprocessing", body))
         super().submit(request_id, body, stages)
 
@@ -154,4 +154,4 @@ async def test_no_value_of_any_field_is_an_error_of_the_server(gateways, tmp_pat
             await gateway.admission.empty()
         assert not gateway.collector._open
         assert gateway.admission.held_bytes == 0
-        assert not any(gateway.admission._in_stage.values())
+        assert not gateway.admission._places.held

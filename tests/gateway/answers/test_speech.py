@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.answers import chat
+from gateway.answers import sending
 from gateway.answers.audio_formats import to_pcm16
 from omni_pipeline.errors import internal
 from tests.gateway.answers.test_audio_formats import COMPRESSED, PIECES, cut, played
@@ -276,7 +276,7 @@ class TestStream:
 
 
 class TestLimit:
-    """Speech that ends at the limit of its length says so."""
+    """If speech ends at the limit of its length, the answer reports this."""
 
     @pytest.mark.parametrize(
         ("modalities", "text", "speech", "ended"),
@@ -385,7 +385,7 @@ class TestEnd:
         assert (status, body["error"]["code"]) == (500, "stream_gap")
 
     async def test_by_a_slow_reader_counts_its_sound(self, monkeypatch):
-        monkeypatch.setattr(chat, "GRACE_SECONDS", 0.0)
+        monkeypatch.setattr(sending, "GRACE_SECONDS", 0.0)
         pipeline = ScriptedPipeline()
         async with serving(pipeline, speaks=True, limits={"reader_bytes": 1_000_000}) as served:
             reader, writer = await served.connect(SPOKEN | {"stream": True})

@@ -177,14 +177,14 @@ async def test_transcripts_count_as_text_of_the_request():
 
 
 async def test_transcripts_count_as_bytes_that_the_request_holds():
-    async with serving(speaking("x" * 10_000), speaks=True, limits={"held_bytes": 25_000}) as served:
+    async with serving(speaking("x" * 10_000), speaks=True, limits={"held_bytes": 50_000}) as served:
         message = naming((await speech(served))["id"])["messages"][1]
         for count, expected in ((2, 200), (3, 429)):
             status, body = await served.post({"messages": [*HELLO["messages"], *[message] * count]})
             assert status == expected, body
 
 
-# --- the module itself, with a clock of its own ---
+# --- the module itself, with a simulated clock ---
 
 
 class Clock:
@@ -225,7 +225,8 @@ def test_nothing_is_forgotten_early_and_room_is_free_after_expiry():
     clock.time += 1000
     kept.keep("another", "audio_last", "")
     assert len(kept._kept) == 1
-    assert (kept._counts, kept._bytes) == ({"another": 1}, {"another": 512})
+    assert (kept._counts.held, kept._counts.held_by("another")) == (1, 1)
+    assert (kept._bytes.held, kept._bytes.held_by("another")) == (512, 512)
 
 
 @pytest.mark.parametrize("limits", [{"transcripts": 64}, {"transcript_bytes": 64 * (512 + 100)}], ids=str)

@@ -1,4 +1,4 @@
-"""Tests the conversion of a request for the pipeline: roles, places of media, defaults and precedence."""
+"""Tests the conversion of a request for the pipeline: roles, positions of media, defaults and precedence."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -15,9 +16,10 @@ from gateway.api.unserved_fields import IGNORED, REFUSED
 from omni_pipeline import __version__
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.wire.messages import StageStats
+from tests.gateway.api.responses_api import test_reading as responses
 from tests.gateway.api.test_validation import GOOD, WRONG, body, messages
 from tests.gateway.json_bodies import parse
-from tests.gateway.scripted import HELLO, ScriptedPipeline, serving, tone
+from tests.gateway.scripted import HELLO, ScriptedPipeline, serving, token, tone
 
 DOCUMENT = json.loads(json.dumps(openapi_document(with_keys=False)))
 API = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
@@ -72,6 +74,12 @@ CONTRADICTIONS = [
     messages({"role": "assistant"}),
     messages({"role": "assistant", "audio": {"data": "AAAA"}}),
     body(stream=True, audio={"format": "mp3", "chunks": "files"}),
+    body(n=2, modalities=["text", "audio"]),
+    body(n=2, modalities=["audio"]),
+    body(n=2, extra_body={"n": 3}),
+    body(structured_outputs={"regex": "a", "json_object": True}),
+    body(regex="a", guided_regex="b"),
+    body(thinking_budget=1, thinking_token_budget=2),
 ]
 
 
@@ -150,12 +158,12 @@ async def test_health_conforms_while_there_is_a_problem():
 @pytest.mark.parametrize(
     "fields",
     [{}, {"modalities": ["text", "audio"]}, {"modalities": ["audio"]}, {"logprobs": True}, {"return_token_ids": True},
-     {"temperature": 9}, {"model": "x", "n": 2}],
+     {"n": 3}, {"temperature": 9}, {"model": "x", "n": 99}],
 )  # fmt: skip
 async def test_whole_answers_and_errors_conform(fields):
     async with serving(ScriptedPipeline(["Hel", "lo"], [tone(100)]), speaks=True) as served:
         status, found = await served.post(HELLO | fields)
-    assert status == (400 if "n" in fields or fields.get("temperature") else 200)
+    assert status == (400 if fields.get("n") == 99 or fields.get("temperature") else 200)
     answered("/v1/chat/completions", "post", status).validate(found)
 
 
@@ -186,4 +194,65 @@ async def test_every_event_conforms(modalities, usage, failing):
 def test_the_statuses_of_errors_are_those_of_the_documentation():
     table = API[API.index("| status | code | when |") :]
     documented = {int(status) for status in re.findall(r"^\| (\d{3}) \|", table, re.MULTILINE)}
-    assert documented == {*CHAT_ERRORS, 405}
+    assert documented == {*CHAT_ERRORS, 405, 426}  # 426: only for realtime sessions
+
+
+# --- the Responses API ------------------------------------------------------------------------------------------------
+
+RESPONSES_REQUEST = component("ResponsesRequest")
+# Bodies in which every single field is valid; only the combination is wrong.
+RESPONSES_CONTRADICTIONS = [
+    responses.items({"type": "reasoning", "summary": []}),
+    responses.items({**responses.CALL, "arguments": "x"}),
+    responses.items({"role": "user", "content": "a"}, responses.CALL, {**responses.CALL, "arguments": "[]"}),
+    *[data for data, param, _ in responses.WRONG if (param or "").endswith("].name") and b'"g"' in data],
+    responses.ask(tools=[responses.TOOL], tool_choice={"type": "function", "name": "g"}),
+    responses.ask(tools=[responses.TOOL, responses.TOOL]),
+    responses.ask(tool_choice="required"),
+    responses.user({"type": "input_file", "filename": "f"}),
+    responses.user({"type": "input_file", "file_data": "a", "file_url": "b"}),
+    responses.ask(mm_processor_kwargs={"min_pixels": 9, "max_pixels": 8}),
+    responses.ask(thinking_token_budget=1, thinking_budget=2),
+]
+
+
+@pytest.mark.parametrize("data", responses.GOOD)
+def test_a_request_for_a_response_that_is_taken_conforms(data):
+    RESPONSES_REQUEST.validate(json.loads(data))
+
+
+@pytest.mark.parametrize("data", [data for data, _, code in responses.WRONG if code != "invalid_json"])
+def test_a_request_for_a_response_that_is_refused_does_not_conform(data):
+    assert RESPONSES_REQUEST.is_valid(json.loads(data)) == (data in RESPONSES_CONTRADICTIONS)
+
+
+@pytest.mark.parametrize(("fields", "expected"), [({}, 200), ({"top_logprobs": 1}, 200), ({"temperature": 9}, 400)])
+async def test_whole_responses_and_errors_conform(fields, expected):
+    async with serving() as served:
+        asked = json.loads(responses.ask(**fields))
+        async with served.session.post(f"{served.url}/v1/responses", json=asked) as response:
+            found = await response.json()
+    assert response.status == expected
+    answered("/v1/responses", "post", expected).validate(found)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+async def test_every_event_of_a_response_conforms(failing):
+    pipeline = ScriptedPipeline()
+    content = DOCUMENT["paths"]["/v1/responses"]["post"]["responses"]["200"]["content"]
+    event = validator(content["text/event-stream"]["x-event"])
+    async with serving(pipeline) as served:
+        asked = asyncio.create_task(
+            served.session.post(f"{served.url}/v1/responses", json=json.loads(responses.ask(stream=True)))
+        )
+        request_id = await pipeline.submitted.get()
+        pipeline.say(request_id, "Hel", [token("Hel")])
+        if failing:
+            pipeline.fail(request_id, ErrorInfo(status=503, message="Lost."))
+        else:
+            pipeline.finish(request_id)
+        text = await (await asked).text()
+    events = [json.loads(data) for data in re.findall(r"data: (\{.*\})", text)]
+    assert len(events) > 5
+    for found in events:
+        event.validate(found)

@@ -83,8 +83,8 @@ WRONG = [
     (messages({"role": "assistant", "audio": {"ID": "a"}}), "messages[0].audio.ID", "unknown_parameter"),
     (
         messages({"role": "assistant", "content": "", "tool_calls": [{}]}),
-        "messages[0].tool_calls",
-        "unsupported_parameter",
+        "messages[0].tool_calls[0].function",
+        "missing_required_parameter",
     ),
     (
         messages({"role": "assistant", "content": "", "function_call": {"name": "f"}}),
@@ -184,8 +184,18 @@ WRONG = [
     (body(logprobs=3), "logprobs", "invalid_value"),
     (body(logprobs=True, top_logprobs=21), "top_logprobs", "invalid_value"),
     (body(top_logprobs=2), "top_logprobs", "invalid_value"),
-    (body(n=2), "n", "unsupported_value"),
-    (body(n=0), "n", "unsupported_value"),
+    (body(n=17), "n", "invalid_value"),
+    (body(n=0), "n", "invalid_value"),
+    (body(n=-1), "n", "invalid_value"),
+    (body(n=1.5), "n", "invalid_value"),
+    (body(n="2"), "n", "invalid_value"),
+    (body(n=True), "n", "invalid_value"),
+    (body(n=[2]), "n", "invalid_value"),
+    (body(n=2**63), "n", "invalid_value"),
+    (body(n=2, modalities=["text", "audio"]), "n", "unsupported_value"),
+    (body(n=2, modalities=["audio"]), "n", "unsupported_value"),
+    (body(n=2, extra_body={"n": 3}), "extra_body.n", "invalid_value"),
+    (body(extra_body={"n": 17}), "extra_body.n", "invalid_value"),
     (body(stream="yes"), "stream", "invalid_value"),
     (body(stream_options={"include_usage": True}), "stream_options", "invalid_value"),
     (body(stream=True, stream_options={"usage": True}), "stream_options.usage", "unknown_parameter"),
@@ -233,10 +243,42 @@ WRONG = [
     (body(video_max_frames=0), "video_max_frames", "invalid_value"),
     (body(video_min_pixels=200, video_max_pixels=100), "video_min_pixels", "invalid_value"),
     (body(use_audio_in_video=1), "use_audio_in_video", "invalid_value"),
-    (body(tools=[{"type": "function"}]), "tools", "unsupported_parameter"),
-    (body(tool_choice="required"), "tool_choice", "unsupported_parameter"),
     (body(functions=[{}]), "functions", "unsupported_parameter"),
-    (body(response_format={"type": "json_object"}), "response_format", "unsupported_parameter"),
+    (body(response_format="json"), "response_format", "invalid_value"),
+    (body(response_format={}), "response_format.type", "missing_required_parameter"),
+    (body(response_format={"type": "xml"}), "response_format.type", "invalid_value"),
+    (body(response_format={"type": "json_object", "schema": {}}), "response_format.schema", "unknown_parameter"),
+    (body(response_format={"type": "json_schema"}), "response_format.json_schema", "missing_required_parameter"),
+    (
+        body(response_format={"type": "json_schema", "json_schema": {"schema": "{}"}}),
+        "response_format.json_schema.schema",
+        "invalid_value",
+    ),
+    (
+        body(response_format={"type": "json_schema", "json_schema": {"strict": 1}}),
+        "response_format.json_schema.strict",
+        "invalid_value",
+    ),
+    (
+        body(response_format={"type": "json_schema", "json_schema": {"shema": {}}}),
+        "response_format.json_schema.shema",
+        "unknown_parameter",
+    ),
+    (body(structured_outputs=[]), "structured_outputs", "invalid_value"),
+    (body(structured_outputs={"json": 1}), "structured_outputs.json", "invalid_value"),
+    (body(structured_outputs={"xml": "a"}), "structured_outputs.xml", "unknown_parameter"),
+    (body(structured_outputs={"choice": []}), "structured_outputs.choice", "invalid_value"),
+    (body(structured_outputs={"regex": "a", "json_object": True}), "structured_outputs.regex", "invalid_value"),
+    (body(guided_json=True), "guided_json", "invalid_value"),
+    (body(guided_choice="yes"), "guided_choice", "invalid_value"),
+    (body(guided_choice=[1]), "guided_choice[0]", "invalid_value"),
+    (body(guided_regex=""), "guided_regex", "invalid_value"),
+    (body(guided_grammar={}), "guided_grammar", "invalid_value"),
+    (body(regex=["a"]), "regex", "invalid_value"),
+    (body(ebnf=""), "ebnf", "invalid_value"),
+    (body(json_schema={"type": "object"}), "json_schema", "invalid_value"),
+    (body(structural_tag={}), "structural_tag", "invalid_value"),
+    (body(regex="a", guided_regex="b"), "regex", "invalid_value"),
     (body(web_search_options={}), "web_search_options", "unsupported_parameter"),
     (body(request_id="mine"), "request_id", "unsupported_parameter"),
     (body(sampling_params_list=[{"temperature": 0}]), "sampling_params_list", "unsupported_parameter"),
@@ -261,6 +303,19 @@ WRONG = [
     ),
     (body(chat_template_kwargs={"thinking": True}), "chat_template_kwargs.thinking", "unknown_parameter"),
     (body(chat_template_kwargs={"enable_thinking": "no"}), "chat_template_kwargs.enable_thinking", "invalid_value"),
+    (body(reasoning_effort="extreme"), "reasoning_effort", "invalid_value"),
+    (body(reasoning_effort=1), "reasoning_effort", "invalid_value"),
+    (body(separate_reasoning="yes"), "separate_reasoning", "invalid_value"),
+    (body(thinking_token_budget=-1), "thinking_token_budget", "invalid_value"),
+    (body(thinking_token_budget=1.5), "thinking_token_budget", "invalid_value"),
+    (body(thinking_budget=2**31), "thinking_budget", "invalid_value"),
+    (body(thinking_budget=1, thinking_token_budget=2), "thinking_budget", "invalid_value"),
+    (
+        messages(USER, {"role": "assistant", "reasoning_content": ["a"], "content": "b"}),
+        "messages[1].reasoning_content",
+        "invalid_value",
+    ),
+    (messages(USER | {"reasoning_content": "a"}), "messages[0].reasoning_content", "unknown_parameter"),
     (
         body(chat_template_kwargs={"add_generation_prompt": False}),
         "chat_template_kwargs.add_generation_prompt",
@@ -276,7 +331,7 @@ WRONG = [
     (body(extra_body={"extra_body": {"top_k": 1}}), "extra_body.extra_body", "unknown_parameter"),
     (body(extra_body={"top_k": -2}), "extra_body.top_k", "invalid_value"),
     (body(extra_body={"images": ["x", 3]}), "extra_body.images[1]", "invalid_value"),
-    (body(extra_body={"tools": [{}]}), "extra_body.tools", "unsupported_parameter"),
+    (body(extra_body={"tools": [{}]}), "extra_body.tools[0].function", "missing_required_parameter"),
     (body(extra_body={"top_k": 1}, top_k=2), "extra_body.top_k", "invalid_value"),
     (body(extra_body={"images": ["x"]}, images=["y"]), "extra_body.images", "invalid_value"),
 ]  # fmt: skip
@@ -366,7 +421,6 @@ def test_refused_fields_may_be_null(field):
     [
         {"tools": []},
         {"tool_choice": "none"},
-        {"response_format": {"type": "text"}},
         {"function_call": "auto"},
         {"sampling_params_list": []},
         {"media_io_kwargs": {}},
@@ -377,7 +431,12 @@ def test_refused_fields_may_ask_for_nothing(fields):
     parse(body(**fields))
 
 
+FUNCTION = {"function": {"name": "f"}}
 GOOD = [
+    {
+        "tools": [FUNCTION],
+        "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [FUNCTION]}},
+    },
     {"model": "anything"},
     {"modalities": ["text"]},
     {"modalities": ["text", "audio"]},
@@ -398,6 +457,18 @@ GOOD = [
     {"stage_sampling": {"talker_ar": {"top_k": 5}, "code_predictor": {"temperature": 0}}},
     {"max_tokens": 5, "max_completion_tokens": 5},
     {"n": 1},
+    {"n": 16},
+    {"n": 2.0},
+    {"n": 1, "modalities": ["text", "audio"]},
+    {"response_format": {"type": "text"}},
+    {"response_format": {"type": "json_object"}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"const": None}}}},
+    {"response_format": {"type": "structural_tag", "structures": [{"schema": None}], "triggers": ["<"]}},
+    {"structured_outputs": {"choice": ["yes", "no"]}},
+    {"guided_json": {"type": "object"}},
+    {"guided_json": "{}"},
+    {"guided_regex": "a|b"},
+    {"ebnf": 'root ::= "a"'},
     {"top_k": -1},
     {"seed": -(2**63)},
     {"stop": ["a", "b"]},
@@ -415,6 +486,8 @@ GOOD = [
     {"mm_processor_kwargs": {"use_audio_in_video": True, "fps": 1, "max_pixels": 100_000}, "use_audio_in_video": True},
     {"chat_template_kwargs": {"enable_thinking": False, "add_generation_prompt": True}},
     {"chat_template_kwargs": {"enable_thinking": True, "continue_final_message": False}},
+    {"reasoning_effort": "high", "separate_reasoning": True, "thinking_token_budget": 0, "thinking_budget": 0},
+    {"messages": [{"role": "assistant", "reasoning": "a", "reasoning_content": "a"}, {"role": "user", "content": "b"}]},
     {"extra_body": {"top_k": 5, "video_fps": 1.0}, "top_k": 5, "video_fps": 1},
     {"extra_body": {"top_k": None, "user": 1}, "top_k": 5, "user": 2},
     {"extra_body": None},
@@ -454,6 +527,17 @@ def test_companions_of_messages_are_taken_with_any_value(role, name):
 @pytest.mark.parametrize("part", [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "x"}}])
 def test_companions_of_parts_are_taken_with_any_value(part, name):
     assert parse(parts(part | {name: {"any": [1]}})) == parse(parts(part))
+
+
+@pytest.mark.parametrize("name", sorted(companions.OF_CALLS | companions.OF_FUNCTIONS_OF_CALLS))
+def test_companions_of_calls_are_taken_with_any_value(name):
+    def call(beside=None, inside=None):
+        function = {"name": "f", "arguments": "{}", **(inside or {})}
+        return messages(USER, {"role": "assistant", "tool_calls": [{"function": function, **(beside or {})}]})
+
+    sent = {name: {"any": [1]}}
+    more = call(inside=sent) if name in companions.OF_FUNCTIONS_OF_CALLS else call(beside=sent)
+    assert parse(more) == parse(call())
 
 
 @pytest.mark.parametrize(
@@ -634,8 +718,8 @@ def nested(depth: int) -> bytes:
 
 
 SIZE = 2 << 20
-# Bodies of up to 2 MiB, one for each kind of content that takes much more memory as Python objects than as bytes, or
-# that the server does not read.
+# Bodies of up to 2 MiB. There is one body for each kind of content that needs much more memory as Python objects than
+# as bytes, or that the server does not read.
 HEAVY = {
     "lists": b'{"messages": [' + b"[]," * (SIZE // 3) + b"[]]}",
     "objects": b'{"messages": [' + b"{}," * (SIZE // 3) + b"{}]}",

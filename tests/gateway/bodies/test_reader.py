@@ -64,7 +64,7 @@ def test_a_long_string_is_kept_even_if_it_does_not_end(pieces, end):
     assert whole(body) == data
 
 
-# Functions that make a body with `n` items, each with the number of JSON values for one item.
+# Each entry is a function that makes a body with `n` items, and the number of JSON values that one item has.
 VALUES = [
     (lambda n: [0] * n, 1),
     (lambda n: [[]] * n, 2),

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.answers import chat
+from gateway.answers import sending
 from gateway.serving import server
 from tests.gateway.scripted import HELLO, ScriptedPipeline, Served, serving, tone
 
@@ -39,7 +39,7 @@ ASKED = {
     "description": 30 * get("/openapi.json"),
     "wrong path": 30 * get("/nothing"),
     "wrong method": 30 * get("/v1/chat/completions"),
-    "wrong body": 30 * post({"n": 2}),
+    "wrong body": 30 * post({"n": 99}),
     "whole text": post(HELLO),
     "whole speech": post(HELLO | SPOKEN),
     "streamed text": post(HELLO | {"stream": True}),
@@ -50,7 +50,7 @@ OF_CHAT = {"whole text", "whole speech", "streamed text", "streamed speech"}
 
 @pytest.fixture(autouse=True)
 def no_grace(monkeypatch):
-    monkeypatch.setattr(chat, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(sending, "GRACE_SECONDS", 0.0)
     # This time is longer than `request_seconds`, so that the test can distinguish the two limits.
     monkeypatch.setattr(server, "GRACE_SECONDS", 0.2)
 

@@ -1,4 +1,6 @@
-"""The server that a URL names gets the URL's path and query byte for byte, also after redirects."""
+"""A download sends the path and the query of a URL unchanged, byte for byte. It does the same with the URL of a
+redirect.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ from tests.gateway.scripted import ScriptedPipeline, serving
 
 
 class RawSite:
-    """A server that keeps what it was sent, before any parser has changed it.
+    """A server that records requests as they arrive, before any parser has changed them.
 
     Attributes:
         port: The port of the server at 127.0.0.1.
-        asked: Request target and Host header of each request, as they came.
+        asked: Request target and Host header of each request, as they arrived.
         locations: Location headers of the next answers; afterwards the server answers with content.
     """
 
@@ -54,7 +56,7 @@ async def site() -> AsyncIterator[RawSite]:
 
 
 async def fetched(site: RawSite, url: str) -> bytes:
-    """What `url` answers, in which HOST stands for the address of `site`."""
+    """The content at `url`, in which HOST stands for the address of `site`."""
 
     async def here(host: str, port: int, client: str):
         return [ip_address("127.0.0.1")]
@@ -66,7 +68,7 @@ async def fetched(site: RawSite, url: str) -> bytes:
     return bytes(intake.data)
 
 
-# Paths and queries that some client or server writes so, and that a URL library might write in another way.
+# Paths and queries as some clients or servers write them. A URL library might write them in another way.
 AS_WRITTEN = [
     "/a%28b%29%7E.jpg?sig=a%2Fb%3D", "/a(b)~.jpg?sig=a/b=", "/a+b%2Bc%20d.jpg?x=a+b%2Bc%20d", "/a%2fb%2F%3a%3A",
     "/caf%c3%a9/%E2%82%AC", "//a//b///c", "/", "/?", "/a?", "/a??b", "/a?b?c=d", "/a?=&&=&", "/a?x=1&x=2&x=1",

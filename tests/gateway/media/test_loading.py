@@ -172,7 +172,9 @@ async def test_base64_is_taken_in_every_form_that_clients_send(form, data):
 
 
 async def test_escaped_base64_is_never_copied_as_a_whole():
-    """The bytes of the file grow by an eighth when they have to move."""
+    """The decoded bytes are in a buffer that grows by an eighth when it is full. So the peak of the memory is only a
+    little larger than the file.
+    """
     text = in_lines(encoded(LARGE * 4)).replace("\r\n", "\\r\\n")
     string = LongString(0, bytearray(text.encode()), True)
     tracemalloc.start()

@@ -97,7 +97,7 @@ async def code(served: Served, body: dict, **options) -> str:
 
 async def test_bytes_of_a_download_count_while_it_goes_on(site):
     media = {"allowed_domains": [f"127.0.0.1:{site.port}"]}
-    async with serving(media=media, limits={"held_bytes": 2 * PART}) as served:
+    async with serving(media=media, limits={"held_bytes": 4 * PART}) as served:
         _, writer = await served.connect(asking(site.url("/stalled")))
         await site.until("/stalled", 1)
         assert await code(served, asking(site.url("/whole"))) == "too_many_requests"
@@ -107,7 +107,8 @@ async def test_bytes_of_a_download_count_while_it_goes_on(site):
 
 
 @pytest.mark.parametrize(
-    ("limits", "expected"), [({"held_bytes": 50_000}, "too_many_requests"), ({"body_bytes": 50_000}, "media_too_large")]
+    ("limits", "expected"),
+    [({"held_bytes": 100_000}, "too_many_requests"), ({"body_bytes": 50_000}, "media_too_large")],
 )
 async def test_a_refused_piece_ends_the_other_downloads_of_its_request_and_gives_everything_back(
     site, limits, expected
@@ -130,7 +131,7 @@ async def test_the_bytes_of_one_request_count_together_while_they_arrive(site):
 
 async def test_the_bytes_of_a_chunked_body_count_while_it_arrives():
     pipeline = ScriptedPipeline(["x"])
-    async with serving(pipeline, limits={"held_bytes": 2 * PART}) as served:
+    async with serving(pipeline, limits={"held_bytes": 4 * PART}) as served:
         _, writer = await asyncio.open_connection("127.0.0.1", served.port)
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n{PART:x}\r\n".encode() + b" " * PART)
@@ -145,7 +146,7 @@ async def test_the_bytes_of_a_chunked_body_count_while_it_arrives():
 async def test_the_text_of_base64_and_its_bytes_count_together():
     text = base64.b64encode(bytes(PART)).decode()
     for held_bytes, expected in ((len(text) + PART - 1, "too_many_requests"), (len(text) + PART + 500, "ok")):
-        async with serving(limits={"held_bytes": held_bytes}) as served:
+        async with serving(limits={"held_bytes": 2 * held_bytes}) as served:
             assert await code(served, asking(f"data:;base64,{text}")) == expected
 
 
@@ -154,7 +155,7 @@ async def test_the_text_of_base64_and_its_bytes_count_together():
 
 @pytest.fixture
 def stuck() -> Iterator[threading.Event]:
-    """An event that lets the blocked calls of the test go on when it is set."""
+    """An event. When it is set, the blocked calls of the test continue."""
     released = threading.Event()
     yield released
     released.set()

@@ -107,7 +107,7 @@ async def test_what_is_not_a_clip_of_pictures_is_refused(source: MediaSource, co
     ids=["data URL", "list"],
 )
 async def test_pictures_are_bounded(source: MediaSource) -> None:
-    """In number, each in size, and all together in size."""
+    """Three things are limited: the number of pictures, the size of each picture, and the size of all pictures."""
     largest, total = max(map(len, FRAMES)), sum(map(len, FRAMES))
     assert len((await load(source, max_frames=3, max_bytes=largest, max_items=1))[0].frames) == 3
     charged: list[int] = []

@@ -22,7 +22,7 @@ async def takes(shares: Shares, client: str, most: int) -> int:
 
 async def test_greedy_clients_that_give_nothing_back_leave_places_to_the_next():
     shares = Shares(64)
-    assert [await takes(shares, client, 100) for client in "abcdefg"] == [32, 16, 8, 4, 2, 1, 1]
+    assert [await takes(shares, client, 100) for client in "abcdefg"] == [32, 16, 8, 1, 1, 1, 1]
 
 
 async def test_greedy_clients_approach_equal_shares_as_places_are_given_back():

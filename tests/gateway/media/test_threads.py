@@ -14,10 +14,10 @@ from gateway.media.threads import Threads
 
 
 class Slow:
-    """A call that blocks until the test lets all calls go on.
+    """A call that blocks until the test lets all calls continue.
 
     Attributes:
-        running: Released once for each call that has begun.
+        running: A semaphore that each call releases once, when the call begins.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ async def begun(slow: Slow, count: int) -> None:
 async def test_a_call_returns_its_result_or_its_error():
     threads = Threads("test", 2)
     assert await threads.run("a", lambda: 3) == 3
-    for _ in range(5):  # this is more often than there are threads
+    for _ in range(5):  # this number is larger than the number of threads
         with pytest.raises(ZeroDivisionError):
             await threads.run("a", lambda: 1 // 0)
 

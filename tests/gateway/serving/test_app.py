@@ -10,13 +10,25 @@ import logging
 import openai
 import pytest
 
+from gateway.voice_load import FIRST_VOICES
 from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.logs import TextFormatter
 from omni_pipeline.supervision.worker_state import WorkerReport
 from omni_pipeline.wire.messages import Claim, StageStats
-from tests.gateway.scripted import HELLO, ScriptedPipeline, serving
+from tests.gateway.scripted import HELLO, ScriptedPipeline, Served, serving
 
 JSON = {"Content-Type": "application/json"}
+
+
+async def until_voices(served: Served, *, speaking: int, waiting: int) -> None:
+    """Wait until `speaking` streamed spoken answers are being generated, and `waiting` further answers are in the
+    queue.
+    """
+    wanted = {f"omni_voices {speaking}.0", f"omni_voices_waiting {waiting}.0"}
+    page: list[str] = []
+    while not wanted <= set(page):
+        async with served.session.get(f"{served.url}/metrics") as response:
+            page = (await response.text()).splitlines()
 
 
 class TestModels:
@@ -74,6 +86,16 @@ class TestHealth:
             code, body = await served.get("/health")
             assert (code, body["status"], body["problem"]) == (503, status, "the thinker is not there")
             assert body["workers"]["thinker"]["last_words"] == ["Segmentation fault"]
+
+    async def test_is_200_while_a_replica_is_missing_and_every_request_can_be_answered(self):
+        async with serving(ScriptedPipeline(["Hello"])) as served:
+            await served.ready()
+            served.pipeline.degraded = "worker code2wav@1 was killed by SIGKILL, and is being restarted"
+            status, body = await served.get("/health")
+            assert (status, body["status"], body["problem"]) == (200, "degraded", served.pipeline.degraded)
+            assert (await served.post(HELLO))[0] == 200
+            async with served.session.get(f"{served.url}/metrics") as page:
+                assert "omni_healthy 1.0" in (await page.text()).splitlines()
 
     async def test_shows_the_stages(self):
         async with serving() as served:
@@ -229,7 +251,7 @@ class TestErrors:
     async def test_that_nobody_expected_are_500_and_tell_nothing(self, caplog):
         pipeline = ScriptedPipeline()
 
-        def broken(*_):
+        def broken(*_, **__):
             raise RuntimeError("the secret of the server")
 
         async with serving(pipeline) as served:
@@ -315,10 +337,40 @@ class TestAdmission:
             assert (await speaking)[0] == 200
             assert (await served.post(spoken))[0] == 200
 
+    async def test_streamed_speech_waits_until_it_can_be_played_and_other_answers_do_not(self):
+        pipeline = ScriptedPipeline()
+        spoken = HELLO | {"modalities": ["text", "audio"], "audio": {"voice": "chelsie", "format": "pcm16"}}
+        streamed = spoken | {"stream": True}
+
+        async def listen() -> int:
+            async with served.session.post(f"{served.url}/v1/chat/completions", json=streamed) as response:
+                await response.read()
+                return response.status
+
+        async with serving(pipeline, speaks=True, limits={"gapless_speech": True, "queued": 1}) as served:
+            await served.ready()
+            first = [asyncio.create_task(listen()) for _ in range(FIRST_VOICES)]
+            speaking = [await pipeline.submitted.get() for _ in first]
+            waiting = asyncio.create_task(listen())
+            await until_voices(served, speaking=FIRST_VOICES, waiting=1)
+            async with served.session.post(f"{served.url}/v1/chat/completions", json=streamed) as response:
+                assert (response.status, response.headers["Retry-After"]) == (429, "1")
+            for body in (HELLO, spoken):
+                asked = asyncio.create_task(served.post(body))
+                pipeline.say_all(await pipeline.submitted.get(), ["fine"])
+                assert (await asked)[0] == 200
+            assert pipeline.submitted.empty()
+            pipeline.say_all(speaking[0], ["fine"])
+            speaking.append(await pipeline.submitted.get())
+            for request_id in speaking[1:]:
+                pipeline.say_all(request_id, ["fine"])
+            assert await asyncio.gather(*first, waiting) == [200] * (FIRST_VOICES + 1)
+            await until_voices(served, speaking=0, waiting=0)
+
     async def test_bounds_the_bytes_of_all_requests_until_their_answers_begin(self):
         pipeline = ScriptedPipeline()
         large = {"messages": [{"role": "user", "content": "x" * 6000}]}
-        async with serving(pipeline, limits={"held_bytes": 10_000}) as served:
+        async with serving(pipeline, limits={"held_bytes": 20_000}) as served:
             first = asyncio.create_task(served.post(large | {"stream": False}))
             request_id = await pipeline.submitted.get()
             status, body = await served.post(large)
@@ -334,7 +386,7 @@ class TestAdmission:
         pipeline = ScriptedPipeline()
         large = {"messages": [{"role": "user", "content": "x" * 6000}], "stream": stream}
         ids = set()
-        async with serving(pipeline, limits={"held_bytes": 20_000}) as served:
+        async with serving(pipeline, limits={"held_bytes": 40_000}) as served:
             for _ in range(3):  # a client repeatedly sends a request and leaves, while the pipeline is busy
                 pipeline.forgets = False
                 for _ in range(3):
@@ -381,7 +433,7 @@ class TestAdmission:
         def claim(request_id: str) -> None:
             pipeline.claimed(Claim(request_id, "preprocessing", 60, 20), lambda: granted.put_nowait(request_id))
 
-        async with serving(pipeline, limits={"decoded_bytes": 100}) as served:
+        async with serving(pipeline, limits={"decoded_bytes": 114}) as served:
             asked = [asyncio.create_task(served.post(HELLO)) for _ in range(2)]
             first, second = [await pipeline.submitted.get() for _ in asked]
             claim(first)
@@ -399,7 +451,7 @@ class TestAdmission:
             assert "omni_decoded_bytes 0.0" in await TestMetrics.page(served)
 
     async def test_bounds_the_bytes_of_media_with_the_rest(self):
-        async with serving(limits={"held_bytes": 10_000}) as served:
+        async with serving(limits={"held_bytes": 20_000}) as served:
             media = {"images": ["data:;base64," + "A" * 6000]}
             status, body = await served.post(HELLO | media)
             assert (status, body["error"]["code"]) == (429, "too_many_requests")
@@ -424,7 +476,7 @@ class TestAdmission:
             asked = asyncio.create_task(served.post(HELLO))
             pipeline.fail(await pipeline.submitted.get(), ErrorInfo(status=400, message="No."))
             assert (await asked)[0] == 400
-            assert (await served.post(HELLO | {"n": 2}))[0] == 400
+            assert (await served.post(HELLO | {"n": 99}))[0] == 400
             pipeline.answer = ["x"]
             assert (await served.post(HELLO))[0] == 200
 
@@ -492,6 +544,8 @@ async def test_the_root_says_what_there_is():
     async with serving() as served:
         _, body = await served.get("/")
     assert body["endpoints"] == [
-        "GET /", "GET /health", "GET /metrics", "GET /openapi.json", "GET /v1/models", "GET /v1/models/{model}",
-        "POST /v1/chat/completions",
+        "GET /", "GET /health", "GET /metrics", "GET /openapi.json", "GET /v1/audio/voices", "GET /v1/models",
+        "GET /v1/models/{model}", "GET /v1/pipeline", "GET /v1/pipeline/timelines/{answer}", "GET /v1/realtime",
+        "POST /v1/audio/speech", "POST /v1/audio/transcriptions", "POST /v1/audio/translations",
+        "POST /v1/chat/completions", "POST /v1/realtime/client_secrets", "POST /v1/responses",
     ]  # fmt: skip

@@ -124,7 +124,7 @@ async def test_the_socket_is_closed_at_the_end():
 async def test_a_bug_in_the_warm_up_ends_the_server_loudly():
     pipeline = ScriptedPipeline()
 
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("bug")
 
     pipeline.submit = broken

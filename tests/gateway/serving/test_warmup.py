@@ -76,9 +76,10 @@ async def test_it_is_sent_again_until_it_is_answered(failures, monkeypatch):
     refusals = [ErrorInfo(status=503, message="Not yet.")] * failures
     submit = pipeline.submit
 
-    def flaky(request_id, body, stages):
+    def flaky(request_id, body, stages, **more):
+        assert more["warming"] == {}
         pipeline.refusal = refusals.pop() if refusals else None
-        submit(request_id, body, stages)
+        submit(request_id, body, stages, **more)
 
     pipeline.submit = flaky
     await warmup.warm_up(Collector(pipeline, reader_bytes=1000, restart_seconds=1), "ethan", itertools.count(1))

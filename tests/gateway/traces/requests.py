@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.traces.timeline import Span, SpanBudget, Traced
+from gateway.traces.request_timeline import Span, SpanBudget, Traced
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 FIGURES = {"request_id": "req-1", "model": "tiny", "answer_id": "chatcmpl-1", "outcome": "ok", "completion_tokens": 3}
@@ -13,7 +13,7 @@ FIGURES = {"request_id": "req-1", "model": "tiny", "answer_id": "chatcmpl-1", "o
 def traced(began: float = 100.0, ended: float = 101.0, headers: dict[str, str] | None = None, **figures: Any) -> Traced:
     """The timeline, without spans, of a request that has ended."""
     timeline = Traced(
-        TRACE_ID, headers or {}, budget=SpanBudget(10**6), following=lambda _: None, ending=lambda _: None
+        TRACE_ID, headers or {}, budget=SpanBudget(10**6), following=lambda *_: None, ending=lambda _: None
     )
     timeline.answer_id = "chatcmpl-1"
     timeline.began, timeline.ended, timeline.epoch = began, ended, 1_700_000_000.0 - began

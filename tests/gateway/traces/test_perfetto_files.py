@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from gateway.traces.perfetto_files import ChromeFiles, document
-from gateway.traces.timeline import Traced
+from gateway.traces.request_timeline import Traced
 from tests.gateway.traces.requests import TRACE_ID, spoken, traced
 
 PLACES = {"thinker": "gpu", "decode": "cpu"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.traces import traces as module
-from gateway.traces.timeline import Timeline, Traced
+from gateway.traces.request_timeline import Timeline, Traced
 from gateway.traces.traces import Traces
 from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.wire.trace_notes import Notes, Stepped, Took
@@ -79,6 +79,19 @@ async def test_notes_become_spans_of_their_requests(traces: Traces, sink: Kept) 
         ("step", 5.0, 6.0),
     ]
     assert [(span.name, span.begin, span.batch) for span in other.spans] == [("queue", 2.0, 0), ("step", 5.0, 3)]
+
+
+async def test_notes_about_parts_are_those_of_the_whole(traces: Traces, sink: Kept) -> None:
+    timeline = begin(traces)
+    timeline.follow_part("a-0")
+    traces.noted(notes("w", 6.0, stepped=[Stepped("thinker", 5.0, 6.0, ["a-0"], [5.0], [5.0])]))
+    timeline.end({})
+    traces.noted(notes("v", FOREVER))
+    traces.noted(notes("w", FOREVER, stepped=[Stepped("decode", 6.0, 7.0, ["a-0"], [6.0], [6.0])]))
+    traces.noted(notes("w", FOREVER, stepped=[Stepped("decode", 8.0, 9.0, ["a-0"], [8.0], [8.0])]))
+    await traces.close()
+    assert sink.timelines == [timeline]
+    assert [(span.track, span.begin) for span in timeline.spans] == [("thinker", 5.0), ("decode", 6.0)]
 
 
 async def test_what_comes_for_the_reader_is_of_the_gateway(traces: Traces) -> None:

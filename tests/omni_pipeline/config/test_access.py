@@ -84,13 +84,15 @@ def test_other_variables_with_the_prefix_are_noted_except_those_of_kubernetes(sh
     }  # fmt: skip
     result = show(SGL_OMNI_BUILD_DATE="today", **kubernetes)
     assert result.exit_code == 0, result.exception
-    assert result.stderr.splitlines() == ["the environment variable SGL_OMNI_BUILD_DATE has no effect: no flag has it"]
+    assert result.stderr.splitlines() == [
+        "the environment variable SGL_OMNI_BUILD_DATE has no effect, because no flag uses it"
+    ]
 
 
 @pytest.mark.parametrize("root", ["/", "//", "/./", "/tmp/..", "/proc/self/root"])
 def test_every_file_of_the_machine_is_no_directory_of_media(show: Run, root: str) -> None:
     for result in (show("--allowed-local-media-path", root), show(file=f"server: {{media: {{local_path: {root}}}}}")):
-        assert "would let clients name every file of this machine" in str(result.exception)
+        assert "would allow clients to read every file of this machine" in str(result.exception)
 
 
 def test_a_server_that_is_started_in_the_root_reads_no_local_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,12 +147,12 @@ def test_a_key_in_an_assignment_is_hidden(show: Run, assignment: str) -> None:
 def test_a_file_with_keys_that_everybody_can_read_is_noted(show: Run, tmp_path: Path, mode: int, noted: bool) -> None:
     (tmp_path / "y.yaml").write_text(f"server: {{api_keys: [{SECRET}]}}")
     (tmp_path / "y.yaml").chmod(mode)
-    assert ("y.yaml holds API keys" in show("--config", "y.yaml").stderr) == noted
+    assert ("y.yaml contains API keys" in show("--config", "y.yaml").stderr) == noted
 
 
 def test_every_origin_without_a_key_is_noted() -> None:
     def notes(**server: list[str]) -> str:
         return " ".join(resolve(Config(model_path="m", device="cpu", server=Server(**server))).notes)
 
-    assert "every web page" in notes(allowed_origins=["*"])
+    assert "any web page" in notes(allowed_origins=["*"])
     assert notes(allowed_origins=["*"], api_keys=["k"]) == notes(allowed_origins=["https://a"]) == ""

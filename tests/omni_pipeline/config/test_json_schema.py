@@ -61,4 +61,4 @@ def test_description_of_several_lines_and_fields_is_joined() -> None:
     texts = descriptions(MediaPolicy)
     assert texts["max_items"] == "Maximum number of media items in one request."
     assert texts["allowed_domains"].startswith("Hosts (`example.org`, or `10.0.0.5:9000`)")
-    assert texts["allowed_domains"].endswith("the operator trusts it.")
+    assert texts["allowed_domains"].endswith("A listed host is also allowed if its address is private.")

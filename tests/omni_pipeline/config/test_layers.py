@@ -86,7 +86,7 @@ def test_assignment_reaches_its_setting(assignment: str, path: str, value: Any) 
         ("thinker.max_totl_tokens=1", "thinker has no setting 'max_totl_tokens'; did you mean max_total_tokens?"),
         ("decode.engine.x=1", "decode has no setting 'engine'; known here: worker, "),
         ("server.prt=1", "server.prt: there is no such setting; did you mean port?"),
-        ("thinker.threads=two", "stages.thinker.threads: expected `int`, got `str`."),
+        ("thinker.threads=two", "stages.thinker.threads: expected `int | null`, got `str`."),
         ("thinker.threads={", "'{' is not a YAML value."),
         ("thinker.memory=12", "expected `float` < 1.0"),
         ("thinker.memory=12Gib", "expected `str` matching regex"),

@@ -78,3 +78,17 @@ def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_missing_file_is_explained(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="No such file"):
         gather(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("value", "by_prefix"), [("auto", True), ("on", True), ("off", False), ("'off'", False), ("false", False)]
+)
+def test_routing_by_prefix_can_be_turned_off_with_and_without_quotation_marks(
+    write: Any, value: str, by_prefix: bool
+) -> None:
+    assert gather(write(f"routing: {{prefix: {value}, overload: 2}}")).config.routing.by_prefix == by_prefix
+
+
+def test_an_overload_below_the_mean_load_is_refused(write: Any) -> None:
+    with pytest.raises(StartupError, match=r"routing\.overload: expected `float` >= 1"):
+        gather(write("routing: {overload: 0.5}"))

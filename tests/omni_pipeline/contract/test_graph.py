@@ -22,10 +22,10 @@ def graph(*names: str, entry: str = "a", edges: tuple[Edge, ...] = ()) -> Graph:
     [
         (("a", "a"), "a", (), "share a name"),
         (("a",), "b", (), "entry b is not a stage"),
-        (("a",), "a", (Edge("a", "b", Nothing),), "a → b leaves the graph"),
-        (("a",), "a", (Edge("b", "a", Nothing),), "b → a leaves the graph"),
-        (("a",), "a", (Edge(COLLECTOR, "a", Nothing),), "collector → a leaves the graph"),
-        (("a",), "a", (Edge("a", GATEWAY, Nothing),), "a → gateway leaves the graph"),
+        (("a",), "a", (Edge("a", "b", Nothing),), "a → b names an unknown stage"),
+        (("a",), "a", (Edge("b", "a", Nothing),), "b → a names an unknown stage"),
+        (("a",), "a", (Edge(COLLECTOR, "a", Nothing),), "collector → a names an unknown stage"),
+        (("a",), "a", (Edge("a", GATEWAY, Nothing),), "a → gateway names an unknown stage"),
     ],
 )
 def test_graph_that_does_not_hang_together_is_refused(

@@ -12,8 +12,8 @@ from omni_pipeline.config.schema import Config, StageConfig
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu
-from omni_pipeline.supervision.fleet import StartProgress
 from omni_pipeline.supervision.fork_server import Preloaded
+from omni_pipeline.supervision.worker_lifecycle import StartProgress
 from tests.omni_pipeline.echo_stages import ECHO_PATH
 from tests.omni_pipeline.sessions import Session, running
 
@@ -32,7 +32,7 @@ def config(**stages: StageConfig) -> Config:
 
 
 def environment(session: Session, worker: str) -> dict[str, str]:
-    """The environment that a worker's interpreter was started with."""
+    """The environment with which a worker's interpreter was started."""
     text = Path(f"/proc/{session.supervisor.pids[worker]}/environ").read_text()
     return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
 
@@ -62,7 +62,7 @@ async def test_workers_on_parts_of_a_card_see_one_part_each(run_root: Path) -> N
     ],
 )
 def test_ranks_on_parts_of_a_card_are_refused(stage: StageConfig, gpus: tuple[Gpu, ...]) -> None:
-    with pytest.raises(StartupError, match="it cannot have 2 ranks, since GPU"):
+    with pytest.raises(StartupError, match="it cannot have 2 ranks, because GPU"):
         resolve(config(shout=stage), gpus)
 
 

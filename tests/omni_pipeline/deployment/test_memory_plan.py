@@ -13,6 +13,7 @@ from omni_pipeline.contract.plan import StagePlan, WorkerPlan
 from omni_pipeline.contract.stage_memory import Cache, Needs, Request, Situation
 from omni_pipeline.contract.stage_options import CacheOptions
 from omni_pipeline.deployment.checkpoint import Checkpoint, Stored
+from omni_pipeline.deployment.host_facts import HostFacts
 from omni_pipeline.deployment.memory_plan import KEPT_FREE, PROCESS_BYTES, RANK_BYTES, Placement, place, refuse, sized
 from omni_pipeline.deployment.resolve import Deployment, resolve
 from omni_pipeline.errors import StartupError
@@ -72,7 +73,7 @@ REQUEST = Request(prompt_tokens=1000, answer_tokens=100)
 
 
 def deployment(gpus: list[int], workers: dict[str, dict[str, StagePlan]]) -> Deployment:
-    """A deployment of a graph's stages in workers, on GPUs with the given memory in GiB."""
+    """A deployment in which `workers` run stages of `SPECS`. `gpus` contains the memory of each GPU in GiB."""
     stages = {name: spec for name, spec in SPECS.items() if any(name in stages for stages in workers.values())}
     graph = Graph("x", tuple(stages.values()), (), entry=next(iter(stages)))
     return structs.replace(
@@ -173,7 +174,7 @@ def test_what_an_operator_asks_for_may_take_what_is_else_kept_free() -> None:
     assert placement.fits
     assert device.usable < device.taken <= device.limit == 80 * GIB
     assert placement.notes[0].startswith(
-        "GPU 0 (Card80) is tight: the requested memory leaves 0.8 GiB of 80.0 GiB for "
+        "GPU 0 (Card80) has little free memory: the requested memory leaves 0.8 GiB of 80.0 GiB for "
     )
     assert not reckoned(deployment([80], {"think": on("think", 0, mem_fraction_static=0.99)})).fits
 
@@ -187,7 +188,7 @@ def test_a_budget_bounds_all_that_a_stage_takes() -> None:
 def test_a_budget_below_what_a_stage_needs_is_a_problem_with_figures() -> None:
     placement = reckoned(deployment([80], {"think": on("think", 0, memory=11 * GIB)}))
     assert placement.problems[0] == (
-        "think may take 11.0 GiB of GPU 0, and needs 11.6 GiB before its cache: raise stages.think.memory."
+        "think may use 11.0 GiB of GPU 0, but needs 11.6 GiB without its cache: raise stages.think.memory."
     )
 
 
@@ -196,8 +197,8 @@ def test_what_does_not_fit_is_refused_with_the_largest_first() -> None:
     with pytest.raises(StartupError) as caught:
         refuse(placement)
     assert str(caught.value) == (
-        "Not enough memory: GPU 0 (Card12) would have to hold 14.7 GiB (think 11.6, talk 3.1), "
-        "but only 11.6 GiB can be used. `sgl-omni plan` with the same flags says what would fit."
+        "Not enough memory: the stages on GPU 0 (Card12) need 14.7 GiB (think 11.6, talk 3.1), "
+        "but can use only 11.6 GiB. `sgl-omni plan` with the same flags shows what would fit."
     )
 
 
@@ -211,7 +212,9 @@ def test_what_others_have_taken_cannot_be_used() -> None:
 
 def test_no_room_for_a_single_request_is_a_problem() -> None:
     placement = reckoned(deployment([12], {"think": on("think", 0)}))
-    assert placement.problems == (f"think holds {placement.caches[0].tokens:,} tokens, and one request takes 1,100.",)
+    assert placement.problems == (
+        f"the cache of think has {placement.caches[0].tokens:,} tokens, but one request needs 1,100.",
+    )
 
 
 def test_sizes_are_filled_in_for_stages_on_gpus() -> None:
@@ -245,3 +248,113 @@ def test_weights_beyond_the_machine_s_memory_are_refused_with_advice() -> None:
 def test_a_graph_that_tells_nothing_needs_nothing() -> None:
     plain = resolve(Config(model_path="x", graph=echo_config().graph, device="cpu"))
     assert place(plain, Checkpoint("x", {}, {})).devices == ()
+
+
+def replicated(gpus: list[int], stage: str, places: list[int], **settings: Any) -> Deployment:
+    """A deployment with one replica of `stage` on each of the GPUs in `places`."""
+    found = deployment(gpus, {f"{stage}@{number}": on(stage, place, **settings) for number, place in enumerate(places)})
+    workers = [structs.replace(worker, group="g", replica=number) for number, worker in enumerate(found.workers)]
+    return structs.replace(found, workers=tuple(workers))
+
+
+def test_each_replica_takes_its_memory_and_has_its_cache() -> None:
+    one = reckoned(deployment([80], {"think": on("think", 0)}))
+    apart = reckoned(replicated([80, 80], "think", [0, 1]))
+    assert [device.taken for device in apart.devices] == [one.devices[0].taken] * 2
+    assert [cache.tokens for cache in apart.caches] == [one.caches[0].tokens] * 2
+    assert apart.requests == 2 * (one.requests or 0)
+
+
+def test_replicas_on_one_gpu_divide_it() -> None:
+    placement = reckoned(replicated([80], "talk", [0, 0]))
+    [device] = placement.devices
+    assert [holding.worker for holding in device.holdings] == ["talk@0", "talk@1"]
+    assert [holding.process for holding in device.holdings] == [PROCESS_BYTES] * 2
+    first, second = placement.caches
+    assert first.tokens == second.tokens
+
+
+def test_each_replica_is_sized_by_its_own_gpu() -> None:
+    found = replicated([24, 80], "think", [0, 1])
+    small, large = (worker.stages[0] for worker in sized(found, reckoned(found)).workers)
+    assert small.static < large.static
+    assert small.options.max_total_tokens < large.options.max_total_tokens
+
+
+def test_replicas_that_do_not_fit_are_named() -> None:
+    placement = reckoned(replicated([16], "think", [0, 0]))
+    assert not placement.fits
+    assert "think@0" in placement.problems[0]
+    assert "think@1" in placement.problems[0]
+
+
+def test_replicas_on_the_cpu_hold_their_own_weights() -> None:
+    found = deployment([], {f"sing@{number}": on("sing") for number in range(3)})
+    [device] = reckoned(found, ram=GIB).devices
+    assert device.taken == 3 * GIB // 2  # float32
+
+
+def test_limits_of_replicas_add_up() -> None:
+    assert reckoned(replicated([80, 80], "sing", [0, 1])).limits == {"sing": 32}
+
+
+def two_hosts(main: int, other: int, stage: str) -> Deployment:
+    """Two replicas of a stage. One is on a GPU of the main host, and one on a GPU of the host b."""
+    found = deployment([main, other], {f"{stage}@{number}": on(stage, number) for number in range(2)})
+    here, there = found.workers
+    first, second = found.gpus
+    return structs.replace(
+        found,
+        workers=(here, structs.replace(there, host="b")),
+        gpus=(first, structs.replace(second, host="b", offset=1, device="0")),
+    )
+
+
+def test_each_host_has_its_own_used_memory() -> None:
+    hosts = {"b": HostFacts(used={0: 7 * GIB})}
+    first, second = reckoned(two_hosts(24, 24, "think"), used={0: 3 * GIB}, hosts=hosts).devices
+    assert (first.usable, second.usable) == (21 * GIB, 17 * GIB)
+
+
+def test_a_device_of_another_host_has_the_number_that_it_has_there() -> None:
+    placement = reckoned(two_hosts(24, 8, "think"))
+    assert [device.label for device in placement.devices] == ["GPU 0 (Card24)", "GPU 0 of b (Card8)"]
+    assert [device.index for device in placement.devices] == [0, 1]
+    [problem] = placement.problems
+    assert problem.startswith("the stages on GPU 0 of b (Card8) need")
+
+
+def test_a_small_budget_is_reported_with_its_host() -> None:
+    found = two_hosts(24, 24, "see")
+    here, there = found.workers
+    small = structs.replace(there, stages=tuple(on("see", 1, memory=GIB).values()))
+    [problem] = reckoned(structs.replace(found, workers=(here, small))).problems
+    assert problem.startswith("see may use 1.0 GiB of GPU 0 of b, but needs")
+
+
+def test_each_replica_is_sized_by_the_gpu_of_its_host() -> None:
+    found = two_hosts(24, 80, "think")
+    placement = reckoned(found)
+    small, large = (worker.stages[0] for worker in sized(found, placement).workers)
+    assert small.options.max_total_tokens < large.options.max_total_tokens
+    assert placement.requests == sum(cache.requests for cache in placement.caches)
+
+
+def test_each_host_has_its_own_ram() -> None:
+    found = deployment([], {f"sing@{number}": on("sing") for number in range(3)})
+    workers = tuple(
+        structs.replace(worker, host="b") if worker.name != "sing@0" else worker for worker in found.workers
+    )
+    placement = reckoned(structs.replace(found, workers=workers), ram=GIB, hosts={"b": HostFacts(ram=GIB // 2)})
+    assert [(device.host, device.label, device.taken) for device in placement.devices] == [
+        ("", "RAM", GIB // 2),
+        ("b", "RAM of b", GIB),
+    ]
+    [problem] = placement.problems
+    assert problem.startswith("the weights need 1.0 GiB on the CPU of b (sing@1 0.5, sing@2 0.5), but only 0.5 GiB")
+
+
+def test_the_ram_of_an_unknown_host_has_no_limit() -> None:
+    found = deployment([], {"sing@0": on("sing")})
+    placement = reckoned(structs.replace(found, workers=(structs.replace(found.workers[0], host="b"),)), ram=1)
+    assert placement.fits

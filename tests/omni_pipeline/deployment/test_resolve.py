@@ -38,7 +38,7 @@ def test_stages_that_name_a_worker_share_it_in_graph_order() -> None:
     found = resolve(stages=stages)
     assert [(worker.name, worker.stage_names, worker.threads) for worker in found.workers] == [
         ("ends", ("split", "join"), 3),
-        ("shout", ("shout",), 1),
+        ("shout", ("shout",), None),
     ]
 
 
@@ -170,13 +170,13 @@ def test_environments_of_a_worker_are_joined() -> None:
         ),
         (2, {"stages": {"join": {"gpus": [2]}}}, "stages.join.gpus: there is no GPU 2; the GPUs are 0 to 1."),
         (2, {"stages": {"shout": {"gpus": [1, 1]}}}, "stages.shout.gpus: GPU 1 is named twice."),
-        (2, {"stages": {"join": {"gpus": [0, 1]}}}, "join computes on one GPU, and cannot be spread over 2."),
+        (2, {"stages": {"join": {"gpus": [0, 1]}}}, "join computes on one GPU, and cannot use 2 GPUs."),
         (
             2,
             {"stages": {"shout": {"gpus": [0, 1], "tp_size": 3}}},
             "3 ranks need one GPU each, but stages.shout.gpus names 2 GPUs",
         ),
-        (2, {"stages": {"shout": {"tp_size": 3}}}, "3 ranks need 3 GPUs, with only 2 GPUs left."),
+        (2, {"stages": {"shout": {"tp_size": 3}}}, "3 ranks need 3 GPUs, but this stage can have only 2 GPUs."),
         (2, {"stages": {"join": {"tp_size": 2}}}, "stages.join.tp_size: join does not support tensor parallelism."),
         (0, {"stages": {"join": {"tp_size": 2}}}, "stages.join.tp_size: join does not support tensor parallelism."),
         (2, {"colocate": True, "stages": {"shout": {"tp_size": 2}}}, "so shout cannot have several"),
@@ -185,39 +185,43 @@ def test_environments_of_a_worker_are_joined() -> None:
             {"colocate": True, "stages": {"shout": {"gpus": [0]}, "join": {"gpus": [1]}}},
             "colocate puts everything on one GPU, but the stages name 0, 1 (shout: 0, join: 1).",
         ),
-        (0, {"stages": {"join": {"gpus": [0]}}}, "join can have no GPU: it computes on the CPU, as no GPU is visible."),
-        (1, {"stages": {"split": {"gpus": [0]}}}, "split can have no GPU: it computes on the CPU."),
+        (
+            0,
+            {"stages": {"join": {"gpus": [0]}}},
+            "join cannot use a GPU: it computes on the CPU, because no GPU is visible.",
+        ),
+        (1, {"stages": {"split": {"gpus": [0]}}}, "split cannot use a GPU: it computes on the CPU."),
         (
             0,
             {"stages": {"join": {"memory": 0.5}}},
-            "stages.join.memory: a budget is for a stage on a GPU; it computes on",
+            "stages.join.memory: join cannot have a GPU memory budget: it computes on",
         ),
         (
             2,
             {"stages": {"shout": {"worker": "w", "gpus": [0]}, "join": {"worker": "w", "gpus": [1]}}},
-            "Worker w is to run shout on GPU 0 and join on GPU 1: the stages of one worker share their GPUs.",
+            "Worker w would run shout on GPU 0 and join on GPU 1, but all stages of one worker use the same GPUs.",
         ),
         (
             2,
             {"stages": {"shout": {"worker": "w", "gpus": [0, 1]}, "join": {"worker": "w", "gpus": [0]}}},
-            "Worker w is to run shout in 2 ranks beside join: a stage with several ranks needs a worker without other",
+            "Worker w would run shout in 2 ranks beside join, but a stage with several ranks needs a worker without",
         ),
         (0, {"stages": {"shout": {"worker": "w", "tp_size": 2}, "join": {"worker": "w"}}}, "2 ranks beside join"),
         (
             1,
             {"stages": {"shout": {"memory": 0.7}, "join": {"memory": 0.4}}},
-            "GPU 0 (H100-80GB) add up to 1.1 of it: shout 0.7 + join 0.4.",
+            "GPU 0 (H100-80GB) add up to 1.1 times its memory: shout 0.7 + join 0.4.",
         ),
         (
             1,
             {"stages": {"join": {"environment": {"CUDA_VISIBLE_DEVICES": "0"}}}},
             "the server sets CUDA_VISIBLE_DEVICES from gpus; set gpus instead",
         ),
-        (1, {"stages": {"shout": {"memory": "100GiB"}}}, "add up to 1.26 of it: shout 1.26."),
+        (1, {"stages": {"shout": {"memory": "100GiB"}}}, "add up to 1.26 times its memory: shout 1.26."),
         (
             0,
             {"stages": {n: {"worker": "w", "environment": {"A": n}} for n in ("shout", "join")}},
-            "Worker w is to have A=shout for shout and A=join for join.",
+            "Worker w cannot have both A=shout for shout and A=join for join.",
         ),
     ],
     ids=str,

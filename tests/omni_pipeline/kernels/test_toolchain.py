@@ -260,6 +260,7 @@ def test_toolkit_that_has_lost_a_part_is_made_again(tmp_path: Path) -> None:
     (home / "lib64/libcudart.so").unlink()
     assert assemble(sources, os.environ) == home
     assert lacking(home) == []
+    assert made(home) == sorted([home.name, "lock"])
 
 
 def test_cache_that_others_can_write_is_not_used(tmp_path: Path) -> None:

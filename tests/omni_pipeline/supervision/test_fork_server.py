@@ -1,5 +1,5 @@
-"""Whatever a worker does, the fork server stays alive and responsive. The same holds for the worker's output and for
-processes that the worker has started.
+"""The fork server stays alive and responsive, whatever a worker does, whatever a worker writes, and whatever the
+processes do that a worker has started.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from typing import Any
 import psutil
 import pytest
 
-from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.supervision.fork_server import Exited, Launched, Preloaded, Report
 from omni_pipeline.supervision.fork_server_client import Launcher, LauncherState
-from omni_pipeline.wire.transport import endpoint
+from omni_pipeline.wire.transport import MAIN, endpoint
 from omni_pipeline.worker.process import Assignment
 from tests.omni_pipeline.echo_stages import ECHO, ECHO_PATH
 from tests.omni_pipeline.sessions import SECONDS, echo_config
@@ -63,11 +62,10 @@ class Fork:
         """Order the start of a worker. The worker waits for messages that never come."""
         pipeline = resolve(echo_config(**{name: options}))
         plan = next(plan for plan in pipeline.workers if plan.name == name)
-        addresses = {stage: endpoint(self.run_dir, stage, 0) for stage in (*ECHO.stage_names, COLLECTOR)}
+        addresses = {stage: {0: endpoint(self.run_dir, stage, 0)} for stage in ECHO.stage_names}
+        home, level = endpoint(self.run_dir, MAIN, 0), pipeline.log_level
         self.launcher.launch(
-            Assignment(
-                plan, incarnation, ECHO_PATH, "no/checkpoint", self.run_dir, addresses, 0, pipeline.log_level, "text"
-            )
+            Assignment(plan, incarnation, ECHO_PATH, "no/checkpoint", self.run_dir, addresses, home, 0, level, "text")
         )
 
     def launch(self, name: str, incarnation: int = 0, **options: str) -> int:

@@ -20,7 +20,7 @@ from tests.omni_pipeline.supervision.test_restarting import whole
 
 GPUS = parse("3x24GB")
 
-# Time limits for hangs that are shorter than a configuration allows.
+# Time limits after which a worker counts as hung. Some limits are below the minimum that a configuration allows.
 BOUNDS = Supervision(silent_seconds=4, step_seconds=60, gpu_wait_seconds=4)
 SHORT_STEPS = Supervision(silent_seconds=6, step_seconds=6, gpu_wait_seconds=6)
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 import pytest
 
 from omni_pipeline.os_process import usage
-from omni_pipeline.supervision.hang_detection import Bounds, Sample, Vitals, is_stopped, take_sample
+from omni_pipeline.supervision.hang_detection import Bounds, Vitals, is_stopped, take_sample
+from omni_pipeline.wire.host_messages import Sample
 
 BOUNDS = Bounds(silent_seconds=10, step_seconds=60, gpu_wait_seconds=30)
 
@@ -56,7 +57,7 @@ def test_process_that_neither_beats_nor_computes_is_found_before_the_bound() -> 
     count, verdict = looks(sleeping())
     assert 9 <= count <= 10
     assert verdict is not None
-    assert verdict.startswith("gave no sign of life for")
+    assert verdict.startswith("was inactive for")
 
 
 def test_process_that_computes_is_at_work_until_its_step_takes_too_long() -> None:
@@ -136,7 +137,7 @@ def allocating(faults: int) -> Iterator[Sample]:
 def test_process_that_spins_for_its_gpu_is_found_long_before_its_step_is_over() -> None:
     count, verdict = looks(computing(1.0), on_gpu=True)
     assert 29 <= count <= 31
-    assert verdict == "was busy but made no progress for 30 s, as when its GPU hangs"
+    assert verdict == "was busy but made no progress for 30 s (its GPU may hang)"
 
 
 def test_process_that_gets_on_may_be_busy_until_its_step_takes_too_long() -> None:
@@ -148,7 +149,7 @@ def test_process_that_gets_on_may_be_busy_until_its_step_takes_too_long() -> Non
 def test_process_on_a_gpu_that_sleeps_is_found_as_soon_as_any_other() -> None:
     count, verdict = looks(sleeping(), on_gpu=True)
     assert count <= 10
-    assert "no sign of life" in (verdict or "")
+    assert "was inactive" in (verdict or "")
 
 
 @pytest.mark.parametrize("loaded", [True, False])
@@ -201,8 +202,8 @@ def test_compiling_is_told_while_it_goes_on() -> None:
 
 
 def test_sample_tells_ranks_from_what_compiles_for_them() -> None:
-    """A parent has two children, the rank and a helper, and the rank has a helper of its own. All processes except the
-    parent compute.
+    """A parent process has two children: the rank and a helper. The rank has another helper as its child. All processes
+    except the parent compute.
     """
     busy = "while :; do :; done"
     script = f"sh -c '({busy}) & echo $!; {busy}' & echo $!; ({busy}) & echo $!; wait"

@@ -24,6 +24,13 @@ def test_counters_go_when_the_process_ends(worker: WorkerState) -> None:
 
 
 def test_counters_go_when_the_process_hangs_although_it_still_runs(worker: WorkerState) -> None:
-    worker.hangs("gave no sign of life for 10 s")
+    worker.hangs("was inactive for 10 s")
     assert (worker.stats, worker.edges) == ({}, [])
     assert worker.running
+
+
+def test_how_a_process_ended_is_still_known_after_the_restart(worker: WorkerState) -> None:
+    worker.process_ended("was killed by SIGKILL", ["a last line"])
+    assert (worker.last_end, worker.previous_end) == ("was killed by SIGKILL", None)
+    worker.became_ready(0.0, 1.0)
+    assert (worker.last_end, worker.previous_end) == (None, "was killed by SIGKILL")

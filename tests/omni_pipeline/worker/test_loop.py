@@ -32,13 +32,16 @@ from omni_pipeline.wire.messages import (
     Granted,
     Heartbeat,
     Message,
+    Paused,
     Shutdown,
     Start,
     Work,
 )
 from omni_pipeline.wire.tensor import Tensor
+from omni_pipeline.wire.trace_notes import Notes
 from omni_pipeline.wire.transport import MAIN, Inbox, Outbox, endpoint
 from omni_pipeline.worker.loop import TOMBSTONES, WorkerLoop
+from omni_pipeline.worker.routing import Routing
 from tests.omni_pipeline.echo_stages import ECHO, EchoStage, Join, Options, Shout, Split, Text, Word
 
 SECONDS = 10.0
@@ -66,11 +69,11 @@ class Bench:
         self.outbox = Outbox(self.context)
         self.inbox = Inbox(self.context, endpoint(str(run_dir), "w", 0))
         self.address = self.inbox.address
-        addresses = {name: self.elsewhere.address for name in ECHO.stage_names if name not in stages}
+        addresses = {name: {0: self.elsewhere.address} for name in ECHO.stage_names if name not in stages}
         self.worker = WorkerLoop(
             "w",
             stages,
-            {**addresses, COLLECTOR: self.home.address},
+            Routing(addresses, self.home.address),
             inbox=self.inbox,
             outbox=Outbox(self.context),
             codec=Codec(ECHO.body_types(), ECHO.advice_types()),
@@ -95,7 +98,7 @@ class Bench:
         """The next message for the main process (or another inbox), without heartbeats and answers to aborts."""
         while True:
             message = self.next_of_any_kind(inbox)
-            if not isinstance(message, Heartbeat | Forgotten):
+            if not isinstance(message, Heartbeat | Notes | Forgotten):
                 return message
 
     def forgotten(self) -> Forgotten:
@@ -326,7 +329,7 @@ def test_late_messages_of_an_aborted_request_are_dropped_and_counted(bench: Benc
     )
     while True:
         beat = bench.next_of_any_kind()
-        if isinstance(beat, Forgotten):
+        if isinstance(beat, Forgotten | Notes):
             continue
         assert isinstance(beat, Heartbeat), "an aborted request is neither answered nor failed"
         if beat.stats["join"].dropped_late:
@@ -368,7 +371,7 @@ def test_abort_is_answered_after_the_step_in_which_the_stage_lets_go(run_root: P
     bench.send(Chunk("r", "shout", "join", Word("x", []), seq=0))
     assert stage.begun.wait(SECONDS)
     bench.send(Abort("r"))
-    assert not bench.home.wait(0.2) or isinstance(bench.next_of_any_kind(), Heartbeat)
+    assert not bench.home.wait(0.2) or isinstance(bench.next_of_any_kind(), Heartbeat | Notes)
     stage.may_end.set()
     assert bench.forgotten() == Forgotten("r", "w", "")
     assert stage.live() == set()
@@ -431,6 +434,25 @@ def test_claim_goes_to_the_main_process_and_the_grant_to_the_stage(run_root: Pat
     bench.close()
 
 
+class Pauses(Claims):
+    """The first stage of the graph. It pauses before it handles a word."""
+
+    def step(self) -> Iterable[Work | Paused]:
+        yield Paused(self.queue.popleft().request_id, self.name)
+
+
+def test_pause_goes_to_the_main_process_and_the_answer_to_the_stage(run_root: Path) -> None:
+    stage = Pauses(context_of("split"))
+    bench = Bench({"split": stage, **echo("join")}, run_root)
+    bench.start()
+    bench.send(ask("four"))
+    assert bench.next() == Paused("r", "split")
+    bench.send(Granted("r", "split"), Abort("r"))
+    bench.forgotten()
+    assert stage.granted == ["r"]
+    bench.close()
+
+
 def test_tombstones_are_bounded(bench: Bench) -> None:
     bench.send(*(Abort(f"r{number}") for number in range(TOMBSTONES + 5)), ask("r0 may come again", "r0"))
     assert answer(bench) == "R0 MAY COME AGAIN"
@@ -465,7 +487,8 @@ def test_message_for_nobody_here_is_logged_and_does_no_harm(bench: Bench, caplog
             ask("for split"), Chunk("s", "shout", "join", Word("X", [1]), seq=0), End("s", "shout", "join", count=1)
         )
         assert answer(bench) == "X"
-    assert [record.message.split(":")[0] for record in caplog.records] == ["unreadable message", "misdirected message"]
+    beginnings = [record.message.split(":")[0] for record in caplog.records]
+    assert beginnings == ["unreadable message", "received a message for another process"]
 
 
 def test_shutdown_ends_the_loop(bench: Bench) -> None:
@@ -508,11 +531,11 @@ def test_advice_goes_to_the_worker_of_its_stage_and_comes_from_there(bench: Benc
 def test_advice_for_a_stage_of_another_worker_is_not_taken(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.send(Advice("shout", "split", Text("lost")), Start("r1", "split", "shout", Word("still", [])))
     assert isinstance(bench.next(bench.elsewhere), Chunk)
-    assert "misdirected message: a Advice" in caplog.text
+    assert "received a message for another process: Advice" in caplog.text
 
 
 class Alarm(Shout):
-    """Has work when the time has come, and no message tells it."""
+    """Has work from the time `wakes_at` on, without any message."""
 
     wakes_at: float | None = None
     rang = False
@@ -529,7 +552,7 @@ class Alarm(Shout):
 
 
 def test_a_stage_gets_work_because_time_passes(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the time, the loop would sleep until its next heartbeat, which is far away here."""
+    """If the loop ignored the time, it would sleep until its next heartbeat, which is 1000 s later in this test."""
     monkeypatch.setattr("omni_pipeline.worker.loop.HEARTBEAT_SECONDS", 1000.0)
     stage = Alarm(context_of("shout"))
     bench = Bench({"shout": stage}, run_root)
@@ -540,3 +563,56 @@ def test_a_stage_gets_work_because_time_passes(run_root: Path, monkeypatch: pyte
         assert stage.rang
     finally:
         bench.close()
+
+
+class Worked(Shout):
+    """Has work for some steps, and writes each step into a common list."""
+
+    def __init__(self, name: str, steps: list[str], count: int) -> None:
+        super().__init__(context_of(name))
+        self._steps = steps
+        self._left = count
+        self.done = threading.Event()
+
+    @property
+    def has_work(self) -> bool:
+        return self._left > 0
+
+    def step(self) -> Iterable[Any]:
+        self._steps.append(self.name)
+        self._left -= 1
+        if not self._left:
+            self.done.set()
+        return []
+
+
+class Patient(Worked):
+    patient = True
+
+
+class Urgent(Worked):
+    urgent = True
+
+
+@pytest.mark.parametrize(
+    ("patient", "urgent", "order"),
+    [
+        (True, True, "join shout join " * 4 + "shout shout shout shout"),
+        (False, True, "shout join " * 8),
+        (True, False, "shout join " * 8),
+    ],
+)
+def test_patient_stage_waits_some_rounds_for_an_urgent_one(
+    run_root: Path, patient: bool, urgent: bool, order: str
+) -> None:
+    steps: list[str] = []
+    first, second = Patient("shout", steps, 8), Urgent("join", steps, 8)
+    first.patient, second.urgent = patient, urgent
+    stages: dict[str, Any] = {"shout": first, "join": second}
+    bench = Bench(stages, run_root)
+    bench.start()
+    try:
+        assert all(stage.done.wait(SECONDS) for stage in stages.values())
+    finally:
+        bench.close()
+    assert steps == order.split()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from omni_pipeline.wire.messages import Chunk
+from omni_pipeline.wire.trace_notes import MARK
 from omni_pipeline.worker.recorder import MANY, Recorder
 
 
@@ -70,3 +71,15 @@ def test_many_notes_are_to_be_sent_and_each_is_given_once() -> None:
     assert len(recorder.take(2.0, {"a": []}).took) == MANY
     assert not recorder.many
     assert recorder.take(3.0, {"a": []}).took == []
+
+
+def test_without_tracing_only_marked_requests_are_recorded() -> None:
+    recorder = Recorder("w", ["a"], every=False)
+    for request_id in ("r", f"s{MARK}"):
+        took(recorder, request_id, 1.0)
+    recorder.stepped("a", ["r", f"s{MARK}"], 5.0, 6.0)
+    recorder.stepped("a", ["r"], 7.0, 8.0)
+    notes = recorder.take(9.0, {"a": ["r", f"s{MARK}"]})
+    [step] = notes.stepped
+    assert [note.request_id for note in notes.took] == step.requests == [f"s{MARK}"]
+    assert (step.first, step.others) == ([1.0], 1)

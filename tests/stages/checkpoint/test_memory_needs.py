@@ -13,11 +13,13 @@ from gpu_check.running.measure import peak_bytes
 from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as reference
 
+from omni_pipeline import cpu_detection
 from omni_pipeline.contract.stage_memory import Needs, Request, Situation
 from stages import options
 from stages.checkpoint import memory_needs
+from stages.code2wav import cpu_units
 from stages.code2wav.history import Streams
-from stages.code2wav.network import StreamingVocoder
+from stages.code2wav.streaming_vocoder import StreamingVocoder
 from stages.code_predictor.choice import CodeChoice
 from stages.code_predictor.network import ResidualNetwork
 from stages.messages import Sampling
@@ -55,10 +57,18 @@ def situation(config: Mapping[str, Any], chosen: Any, dtype: torch.dtype = torch
 
 
 def peak(work: Callable[[], object]) -> int:
-    """Peak of allocated bytes while `work` runs, less those allocated before."""
+    """Peak of allocated bytes while `work` runs, minus the bytes that were allocated before."""
     with torch.inference_mode():
         work()  # the first run makes the allocations that happen only once
         return peak_bytes(work, "cpu")
+
+
+def copies_of_convolutions() -> float:
+    """Factor by which copies for convolutions in bfloat16 increase the peak on this CPU. A GPU does not make them."""
+    if cpu_detection.detect().bfloat16:
+        return 1.0
+    # Without AVX-512, oneDNN has no convolutions in bfloat16, and torch's own convolutions make larger copies.
+    return 1.06 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 1.15
 
 
 def built(kind: Any, config: Any, dtype: torch.dtype) -> Any:
@@ -90,12 +100,16 @@ def test_peak_of_the_audio_tower(
     taken = peak(lambda: tower(mel.to(dtype).clone(), feature_lens=lengths))
     monkeypatch.setattr(memory_needs, "CONVOLVED_CHUNKS", at_once)
     chosen = options.EncoderOptions(max_batch_tokens=13 * chunks)
-    assert taken <= memory_needs.audio(situation(config, chosen, dtype)).activations <= 1.5 * taken
+    copies = 1.0 if dtype == torch.float32 else copies_of_convolutions()
+    assert taken <= copies * memory_needs.audio(situation(config, chosen, dtype)).activations <= copies * 1.5 * taken
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("voices", "frames"), [(1, 8), (4, 2)])
-def test_peak_and_state_of_the_vocoder(config: dict[str, Any], dtype: torch.dtype, voices: int, frames: int) -> None:
+def test_peak_and_state_of_the_vocoder(
+    config: dict[str, Any], dtype: torch.dtype, voices: int, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_units, "can_compute", lambda weight: False)  # a GPU computes all layers in torch
     whole = Qwen3OmniMoeConfig(**config)
     model = built(reference.Qwen3OmniMoeCode2Wav, whole.code2wav_config, dtype)
     vocoder = StreamingVocoder(model, voices)
@@ -173,7 +187,7 @@ def test_a_cpu_captures_no_graphs(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("given", [{"top_k": 50, "top_p": 0.8, "min_p": 0.1}, {"top_p": 0.8}])
 def test_peak_of_sampling(given: dict[str, Any]) -> None:
     """The test measures the peak of `draw`, which makes float32 logits in addition to the engine's logits."""
-    rows, vocabulary = 4, 16_000  # from a larger vocabulary, a CPU draws without sorting it
+    rows, vocabulary = 4, 16_000  # with a larger vocabulary, a CPU draws without sorting
     states = [
         SamplingState(
             Sampling(temperature=0.9, **given),

@@ -99,7 +99,7 @@ def test_gpu_has_to_be_able_to(refusal: Refusal, name: str, gpus: str, message: 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"group_size": 16}, "SGLang's kernels take groups of 32, 64 or 128, not 16"),
+        ({"group_size": 16}, "SGLang's kernels support groups of 32, 64 or 128, not 16"),
         ({"sym": False}, "SGLang has no kernels for experts in gptq with 4 bits, groups of 128 with zero points"),
     ],
 )
@@ -115,7 +115,7 @@ def test_what_marlin_lacks_is_refused_on_a_gpu_and_served_on_a_cpu(
 def test_ranks_of_gptq_are_refused(refusal: Refusal) -> None:
     told = refusal(GPTQ, "2xH100-80GB", ranks=2)
     assert "SGLang gives each rank the wrong scales of experts in gptq with 4 bits, groups of 128" in told
-    assert told.endswith("these numbers of ranks can: 1.")
+    assert told.endswith("these numbers of ranks can share it evenly: 1.")
 
 
 @pytest.mark.parametrize("reordered", [False, True])
@@ -156,8 +156,8 @@ def test_sglang_has_no_place_for_zero_points_of_experts_as_they_are_packed() -> 
 def test_ranks_of_marlin_get_whole_tiles(refusal: Refusal) -> None:
     assert refusal("int4-packed", "8xH100-80GB", ranks=4) == ""
     told = refusal("int4-packed", "8xH100-80GB", ranks=8)
-    assert "moe_intermediate_size is 768: 96, for each, which is not a multiple of 64" in told
-    assert told.endswith("these numbers of ranks can: 1, 2, 4.")
+    assert "moe_intermediate_size is 768: 96 for each rank, which is not a multiple of 64" in told
+    assert told.endswith("these numbers of ranks can share it evenly: 1, 2, 4.")
 
 
 def test_tensor_that_a_form_needs_is_missed(refusal: Refusal) -> None:

@@ -11,9 +11,9 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 
 from omni_pipeline.wire.messages import Chunk, Start
 from omni_pipeline.wire.tensor import Tensor
-from stages.code2wav import Code2Wav
 from stages.code2wav.history import Streams
-from stages.code2wav.network import StreamingVocoder
+from stages.code2wav.stage import Code2Wav
+from stages.code2wav.streaming_vocoder import StreamingVocoder
 from stages.messages import AudioDelta, Frame, VocoderStart
 from stages.options import Code2WavOptions
 from tests.cuda_rules import CudaRules

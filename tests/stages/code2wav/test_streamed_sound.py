@@ -15,7 +15,7 @@ from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.errors import OmniError
 from omni_pipeline.wire.messages import Advice, Chunk, End, Start, Work
 from omni_pipeline.wire.tensor import Tensor
-from stages.code2wav import Code2Wav
+from stages.code2wav.stage import Code2Wav
 from stages.messages import AudioDone, FinishReason, Frame, SpeechFinished, VocoderStart
 from tests.device import EXACTNESS
 
@@ -24,7 +24,7 @@ CHECKPOINTS = ("tiny", "nano")
 
 
 class Listener:
-    """Takes the places of the code predictor and the collector around a stage."""
+    """Drives a stage in place of the code predictor and the collector."""
 
     def __init__(self, stage: Code2Wav) -> None:
         self.stage = stage

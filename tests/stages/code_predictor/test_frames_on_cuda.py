@@ -61,7 +61,7 @@ def test_a_step_copies_as_often_for_many_voices_as_for_two(cuda: CudaRules, pred
     assert seen[0] == {
         "stages.code_predictor.stage:CodePredictor._compute": 2,  # states and codes
         "stages.code_predictor.choice:CodeChoice.of": 2,  # a mask of the greedy rows, and the random numbers
-        "stages.filtered_draws:Filters.of.<locals>.column": 4,
+        "stages.sampling_filters:Filters.of.<locals>.column": 4,
     }
 
 

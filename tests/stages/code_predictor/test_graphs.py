@@ -1,5 +1,5 @@
 """Frames from recorded graphs equal the frames that the network computes without graphs. Stand-ins replace CUDA graphs,
-because these need a GPU.
+because CUDA graphs need a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WAYS = [
 
 @dataclasses.dataclass
 class Recording:
-    """Stands in for a graph recorder: a replay calls the work again on the recorded inputs."""
+    """A graph recorder that makes no graph. A replay calls `work` again on the recorded inputs."""
 
     made: int = 0
 

@@ -61,16 +61,21 @@ def test_what_is_certain_ends_before_whatever_a_stop_string_may_begin_with(token
     texts = [tokenizer.decode(ids[: count + 1]) for count in range(len(ids))]
     outside = sum(len(text) <= whole.index(stop) for text in texts)
     transcript = Transcript(table, stop=[stop])
+    certain: list[tuple[int, int]] = []
     for count, (token, text) in enumerate(zip(ids, texts, strict=True), 1):
         transcript.push(token)
         transcript.take()
         if transcript.stopped:
             break
+        certain += transcript.certain()
         if "\ufffd" not in text and not any(text.endswith(stop[:length]) for length in range(1, len(stop))):
-            assert transcript.certain() == count
-        assert transcript.certain() <= outside
+            assert len(certain) == count
+        assert len(certain) <= outside
     assert transcript.stopped
-    assert transcript.certain() == outside
+    certain += transcript.certain()
+    assert len(certain) == outside
+    assert [end for _, end in certain] == [len(text) for text in texts[:outside]]
+    assert [start for start, _ in certain] == [0, *(end for _, end in certain[:-1])]
 
 
 def test_without_a_stop_string_all_is_certain_but_the_first_bytes_of_a_character(
@@ -82,7 +87,7 @@ def test_without_a_stop_string_all_is_certain_but_the_first_bytes_of_a_character
     for token in ids:
         transcript.push(token)
         certain.append(transcript.certain())
-    assert certain == [1] * (len(ids) - 1) + [len(ids)]
+    assert certain == [[(0, 1)]] + [[]] * (len(ids) - 2) + [[(1, 2)] * (len(ids) - 1)]
 
 
 def test_at_the_end_all_is_certain(tokenizer: Any, table: TokenTable) -> None:
@@ -90,9 +95,10 @@ def test_at_the_end_all_is_certain(tokenizer: Any, table: TokenTable) -> None:
     transcript = Transcript(table, stop=["two three"])
     for token in ids:
         transcript.push(token)
-    assert transcript.certain() < len(ids)
+    certain = transcript.certain()
+    assert len(certain) < len(ids)
     transcript.finish()
-    assert transcript.certain() == len(ids)
+    assert len(certain + transcript.certain()) == len(ids)
 
 
 def test_an_unfinished_character_is_replaced_at_the_end(tokenizer: Any, table: TokenTable) -> None:
@@ -145,9 +151,7 @@ def test_any_stop_strings_in_any_text_are_found_as_by_comparing_everything() -> 
 
 
 def test_long_stop_strings_cost_a_bounded_number_of_steps_for_each_character() -> None:
-    """The transcript holds the answer until its end. A simple search would compare this text with every beginning of
-    every stop string at each token.
-    """
+    """At each token, a simple search would compare the whole answer with every beginning of every stop string."""
     steps = 0
 
     def count(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""The cache drops the least recently used entries, and never holds more than its limit of bytes."""
+"""The cache drops the least recently used entries, and never has more bytes than its limit."""
 
 import torch
 

@@ -59,7 +59,7 @@ def audio_encoder(stage_context: Any) -> AudioEncoder:
 
 
 def encoded(stage: Any, works: Sequence[Any]) -> list[Any]:
-    """The stage's answers to `works`, which are given to the stage all at once."""
+    """The stage's answers to `works`, which the stage gets all at once."""
     for number, work in enumerate(works):
         stage.receive(Start(str(number), "preprocessing", stage.name, work))
     answers = {}
@@ -151,6 +151,26 @@ def test_a_long_clip_delays_another_picture_by_one_piece(stage_context: Any, vis
     ]
     (rows,) = steps[-1][1]["clip"].embeds
     assert torch.equal(rows.torch(), expected.embeds[0].torch())
+
+
+def test_a_client_with_many_clips_delays_another_client_by_one_piece(
+    stage_context: Any, vision_works: list[VisionWork]
+) -> None:
+    stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch_tokens=20))
+    (small,), (clip,) = vision_works[0].items, vision_works[3].items
+    for number in range(5):
+        other = VisionItem(b"clip %d" % number, clip.grid, clip.patches)
+        stage.receive(Start(f"clip{number}", "preprocessing", stage.name, VisionWork([other], sender=1)))
+    served, pictures = [], 0
+    while stage.has_work:
+        if pictures < 3 and "picture" not in stage.live():
+            picture = VisionItem(b"picture %d" % pictures, small.grid, small.patches)
+            stage.receive(Start("picture", "preprocessing", stage.name, VisionWork([picture], sender=2)))
+            pictures += 1
+        list(stage.step())
+        served.append("".join(stage.batch))
+    assert [name.startswith("picture") for name in served[:6]] in ([True, False] * 3, [False, True] * 3)
+    assert len(served) == 3 + 5 * len(list(stage.pieces(clip)))
 
 
 def test_pieces_of_an_aborted_clip_are_forgotten(stage_context: Any, vision_works: list[VisionWork]) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 @pytest.fixture
 def damaged() -> Callable[[bytes], list[bytes]]:
-    """A function that returns many damaged copies of a file. In each copy, some bytes are overwritten, in half of the
-    copies only near the start. Every third copy is also cut off.
+    """A function that returns many damaged copies of a file. In each copy, some bytes are overwritten. In half of the
+    copies, these bytes are all near the start. Every third copy is also cut off.
     """
 
     def copies(data: bytes, count: int = 60) -> list[bytes]:

@@ -16,7 +16,7 @@ def decoded(data: bytes) -> numpy.ndarray:
 
 
 def refused(data: bytes) -> ErrorInfo:
-    """The error that a file gets."""
+    """The error with which a file is refused."""
     with pytest.raises(OmniError) as caught:
         decoded(data)
     return caught.value.info

@@ -58,7 +58,9 @@ def packed_profiles(count: int) -> list[tuple[bytes, bytes]]:
 
 
 def icon(content: bytes, side: int = 0) -> bytes:
-    """An ICO with one picture, whose file is `content`. A side of 0 stands for 256 pixels or more."""
+    """An ICO file with one picture. `content` is the file of this picture (for example a PNG) inside the ICO. A side of
+    0 stands for 256 pixels or more.
+    """
     return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", side, side, 0, 0, 1, 32, len(content), 22) + content
 
 

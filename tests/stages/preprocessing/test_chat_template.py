@@ -56,8 +56,8 @@ def test_a_template_that_composes_special_tokens_is_refused_at_the_start(source:
 @pytest.mark.parametrize(
     ("check", "message"),
     [
-        ("{{ raise_exception('Roles must alternate.') }}", "cannot show this conversation: Roles must alternate."),
-        ("{{ 'a' + messages }}", "cannot show this conversation."),
+        ("{{ raise_exception('Roles must alternate.') }}", "cannot render this conversation: Roles must alternate."),
+        ("{{ 'a' + messages }}", "cannot render this conversation."),
     ],
 )
 def test_a_conversation_that_the_template_refuses_is_a_bad_request(check: str, message: str) -> None:

@@ -1,4 +1,6 @@
-"""Opaque pictures of 8 bits in every format are decoded as by the reference's loader; bad ones are refused by name."""
+"""Opaque pictures of 8 bits in every format are decoded as by the reference's loader. Bad pictures are refused with the
+right error code.
+"""
 
 import io
 import struct
@@ -211,7 +213,9 @@ def test_an_honest_picture_of_a_form_that_may_cost_much_is_read(name: str) -> No
 @pytest.mark.parametrize("side", [300, 512, 900])
 @pytest.mark.parametrize("size", [0, (1 << 16) + 99, (16 << 16) + 99, (24 << 16) + 99])
 def test_an_icon_of_more_than_256_pixels_is_read(side: int, size: int) -> None:
-    """With these sizes of its content in bytes, the first bytes of an icon are also a valid header of a TGA file."""
+    """If the content of an icon has one of these sizes in bytes (except 0), the first bytes of the icon are also a
+    valid header of a TGA file.
+    """
     shown = Image.new("RGB", (side, side), "teal")
     assert numpy.array_equal(decoded(icon(image_file(shown, "PNG").ljust(size, b"\0"))), shown)
 

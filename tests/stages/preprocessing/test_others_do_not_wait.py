@@ -19,6 +19,7 @@ from PIL import Image
 from omni_pipeline.wire.messages import Failed
 from stages.messages import VideoOptions
 from stages.preprocessing import Preprocessing
+from stages.preprocessing.readers.jobs import JobQueue
 from stages.preprocessing.readers.pool import State
 
 # The frames are small, so a clip of several hours has few tokens.
@@ -72,7 +73,7 @@ def reader_of(stage: Preprocessing, request_id: str) -> int:
 
 
 def test_long_clips_do_not_delay_pictures_sounds_and_texts(stage: Preprocessing, long_clip: Film) -> None:
-    for number in range(3):  # more than there are readers
+    for number in range(3):  # this is more than the number of readers
         stage.receive(start_of(Case("", [("user", [long_clip])], SMALL), f"clip{number}"))
     list(messages(stage, lambda: any(reader.job and reader.job.long for reader in stage._readers._readers)))
     stage.receive(start_of(Case("", [("user", [picture(400, 300), "?"])]), "picture"))
@@ -93,7 +94,7 @@ def test_end_of_a_request_frees_the_reader_that_decodes_its_clip(stage: Preproce
     stage.receive(start_of(Case("", [("user", [long_clip])], SMALL), "gone"))
     stage.receive(start_of(Case("", [("user", [long_clip])], SMALL), "waits"))
     list(messages(stage, lambda: any(reader.job and reader.job.long for reader in stage._readers._readers)))
-    list(messages(stage, lambda: stage._readers.queued == 1))  # only one reader takes long jobs
+    list(messages(stage, lambda: stage._readers.queued == 1))  # only one reader accepts long jobs
     (gone,) = [name for name in ("gone", "waits") if reader_of(stage, name)]
     (other,) = {"gone", "waits"} - {gone}
     pid = reader_of(stage, gone)
@@ -106,6 +107,31 @@ def test_end_of_a_request_frees_the_reader_that_decodes_its_clip(stage: Preproce
     stage.abort(other)
     assert not stage.live()
     assert stage.stats()["readers_busy"] == 0
+
+
+def test_a_client_with_many_requests_delays_another_client_by_one_request(stage: Preprocessing) -> None:
+    for number in range(50):
+        many = start_of(Case("", [("user", ["Hello."])]), f"many{number}")
+        many.body.thinker.sender = 1
+        stage.receive(many)
+    one = start_of(Case("", [("user", ["Hello."])]), "one")
+    one.body.thinker.sender = 2
+    stage.receive(one)
+    ends = ends_of(stage, 51)
+    assert ends.index("one") <= 1
+    assert [name for name in ends if name != "one"] == [f"many{number}" for number in range(50)]
+
+
+def test_readers_and_encoders_know_the_client(stage: Preprocessing, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    put = JobQueue.put
+    monkeypatch.setattr(JobQueue, "put", lambda queue, job: (asked.append(job.sender), put(queue, job)))
+    start = start_of(Case("", [("user", [picture(40, 30), tone(2), "?"])]), "r")
+    start.body.thinker.sender = 7
+    stage.receive(start)
+    sent = {message.target: message.body for message in finish(stage)}
+    assert (sent["image_encoder"].sender, sent["audio_encoder"].sender) == (7, 7)
+    assert asked == [7, 7], "the jobs to survey and to read the media"
 
 
 @pytest.mark.parametrize("stage", [{"max_prompt_tokens": 16_384}], indirect=True)

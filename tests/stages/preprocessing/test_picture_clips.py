@@ -1,4 +1,4 @@
-"""A clip that is sent as pictures becomes what the reference makes of the same pictures."""
+"""A clip that is sent as pictures is converted to the same input as by the reference."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def refusal(stage: Preprocessing, files: Sequence[bytes], fps: float | None = No
 
 
 def reference(processor: Any, frames: Sequence[Image.Image], rate: float, *, heard: bool) -> Any:
-    """The result of the reference's processor for the same frames; a clip of pictures is heard as silence."""
+    """The result of the reference's processor for the same frames. The sound of a clip of pictures is silence."""
     content = [{"type": "video"}, {"type": "text", "text": QUESTION}]
     prompt = [{"role": "user", "content": content}]
     silence = numpy.zeros(round(len(frames) / rate * 16_000), numpy.float32)
@@ -103,7 +103,7 @@ def check(sent: dict[str, Any], expected: Any, thinker: Any, *, heard: bool = Fa
         (3, 1.0, VideoOptions(), 1),
         (4, 0.5, VideoOptions(fps=8), 0.5),
         (4, None, VideoOptions(fps=8), 8),
-        (6, 24.0, VideoOptions(max_frames=2), 24),  # all are taken
+        (6, 24.0, VideoOptions(max_frames=2), 24),  # all frames are used
         (6, 2.0, VideoOptions(use_audio=True), 2),
         (5, 0.7, VideoOptions(use_audio=True), 0.7),
     ],
@@ -124,7 +124,7 @@ def test_equals_the_reference(
 
 
 def test_frames_are_read_as_pictures_are(stage: Preprocessing, processor: Any, thinker: Any) -> None:
-    """JPEGs that a phone has marked to be turned, of one size."""
+    """The files are JPEGs of one size that a phone has marked to be turned."""
     turned = Image.Exif()
     turned[0x0112] = 6
     files = [image_file(frame, "JPEG", quality=90, exif=turned) for frame in pictures(4)]
@@ -170,7 +170,7 @@ def test_limits_are_kept(stage_context: Any, limit: dict[str, int], code: str) -
 
 
 def test_small_frames_count_as_much_as_the_first(stage_context: Any) -> None:
-    """Each will be scaled to the size of the first."""
+    """Each frame will be scaled to the size of the first frame."""
     limited = Preprocessing(stage_context("preprocessing", readers=2, max_video_total_pixels=3 * 96 * 64 - 1))
     try:
         error = refusal(limited, [image_file(frame) for frame in (*pictures(1), *pictures(2, 8, 8))])

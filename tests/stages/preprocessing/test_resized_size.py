@@ -84,7 +84,7 @@ def test_a_request_for_a_larger_size_is_refused(
     error = message.error
     assert (error.status, error.code, error.param) == (400, code, PARAM)
     assert error.message.startswith(what)
-    assert f"and {LIMIT} are allowed; lower 'min_pixels' or 'max_pixels'" in error.message
+    assert f"but only {LIMIT} are allowed; lower 'min_pixels' or 'max_pixels'" in error.message
 
 
 @pytest.mark.parametrize("part", ["picture", "clip", "pictures"])

@@ -1,4 +1,4 @@
-"""A sound is heard to its end, whatever size its writer knew, and all pieces of a joined file are heard."""
+"""A sound is decoded to its end, whatever size its header states. All pieces of a joined file are decoded."""
 
 import io
 
@@ -23,7 +23,7 @@ from tests.reference import sound as reference_sound
 SOUNDS = [tone(0.5, seed=seed) for seed in range(3)]
 STEP = 1 / 16_000  # more than one step of 16 bits
 
-# Junk that stands between pieces: silence, text, and what begins like frames of an MP3.
+# Data between pieces: silence, text, and data that begins like frames of an MP3.
 BETWEEN = {
     "nothing": b"",
     "zeros": bytes(3000),

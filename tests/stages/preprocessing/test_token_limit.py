@@ -65,7 +65,7 @@ def test_a_longer_text_is_refused(tokenizer: Tokenizer) -> None:
 
 
 def test_normalisation_shortens_no_character_by_more_than_the_factor() -> None:
-    """A character of the normal form can replace the parts of its decomposition. For each part, the test takes the
+    """A character of the normal form can replace the parts of its decomposition. For each part, the test uses the
     longest character that has only this part as its decomposition.
     """
     # Only these planes have characters with decompositions.

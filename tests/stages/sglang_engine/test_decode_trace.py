@@ -31,6 +31,10 @@ def engine(tiny_checkpoint: Path) -> Iterator[Engine]:
         max_running_requests=8,
         options={"disable_radix_cache": True},
     )
+    if engine.model.compiled is not None:  # in this case, the layers are not recorded
+        runner = engine._scheduler.tp_worker.model_runner
+        engine.model.compiled = None
+        engine.model.recorded = DecodeTrace(engine.model, runner.attn_backend, runner.token_to_kv_pool)
     yield engine
     engine.close()
 

@@ -1,9 +1,10 @@
-"""For any mix of requests, the engine's tokens equal the reference's tokens. After the requests, the engine holds no
-data of them.
+"""For any mix of requests, the engine's tokens equal the reference's tokens. After the requests, none of their data
+remains in the engine.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -110,6 +111,29 @@ def test_one_request_at_a_time(
         assert events[-1] == Done("one", "stop" if stopped else "length", end_of_turn if stopped else None)
 
 
+def test_clients_take_turns_in_the_queue(engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]) -> None:
+    flood = [generation(f"flood{index}", prompts[0], ignore_eos=True, sender=1) for index in range(30)]
+    for one in flood:
+        engine.add(one)
+    began, tokens = [], []
+    for step in itertools.count():
+        if step == 3:
+            engine.add(generation("other", prompts[1], sender=2))
+            engine.add(generation("other2", prompts[1], sender=2))
+        if not engine.has_work:
+            break
+        for event in engine.step():
+            if isinstance(event, Prefilled):
+                began.append(event.request_id)
+            elif isinstance(event, Token) and event.request_id == "other":
+                tokens.append(event.id)
+    assert tokens == truths[1].ids
+    # at most eight requests run at a time, so the other client has the next two turns
+    assert began.index("other") <= 9
+    assert began.index("other2") <= 11
+    assert [name for name in began if name.startswith("flood")] == [one.request_id for one in flood]
+
+
 def test_all_at_once_in_more_than_the_memory_holds(
     engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
 ) -> None:
@@ -120,8 +144,8 @@ def test_all_at_once_in_more_than_the_memory_holds(
 
 
 def test_answers_survive_the_loss_of_their_memory(engine: Engine) -> None:
-    """The prompts contain pictures. After a loss of memory, the pictures' rows are needed again for a second prefill,
-    and their states for the talker.
+    """The prompts contain pictures. After a loss of memory, a second prefill needs the rows of the pictures again, and
+    the talker needs the states of these rows.
     """
 
     def requests(pictures: int) -> list[Generation]:
@@ -137,6 +161,38 @@ def test_answers_survive_the_loss_of_their_memory(engine: Engine) -> None:
         assert isinstance(expected[0], Prefilled)
         torch.testing.assert_close(events[0].tapped, expected[0].tapped, rtol=0, atol=1e-5)
     assert len({tuple(ids(events)) for events in alone}) == len(alone)
+
+
+def test_a_state_keeps_its_id_while_it_is_cached(engine: Engine) -> None:
+    """The talker recognises the states of an earlier prompt by these ids."""
+
+    def states(request: Generation) -> tuple[torch.Tensor, list[int]]:
+        [first, *_] = run(engine, request)[0]
+        assert isinstance(first, Prefilled)
+        assert first.tapped is not None
+        assert first.tapped_ids is not None
+        assert first.tapped_ids.shape == first.tapped.shape[:1]
+        return first.tapped, first.tapped_ids.tolist()
+
+    def picture() -> Generation:
+        return with_picture("picture", 3, 7, engine.hidden_size)
+
+    first, ids = states(picture())
+    again, ids_again = states(picture())
+    assert ids_again == ids
+    assert torch.equal(first, again)
+    assert len(set(ids)) == len(ids)
+    assert min(ids) >= 2**62
+    assert max(ids) < 2**63
+
+    other = picture()  # the same picture after another word
+    other.cache_ids[0] = other.rows.ids[0] = 1 + other.rows.ids[0]
+    _, other_ids = states(other)
+    assert not {*other_ids} & {*ids}
+
+    run(engine, generation("large", torch.arange(2, KV_TOKENS - TOKENS - 8)))  # evicts the picture
+    _, computed_again = states(picture())
+    assert not {*computed_again} & {*ids, *other_ids}
 
 
 def with_picture(name: str, seed: int, picture: int, width: int) -> Generation:
@@ -283,7 +339,7 @@ def test_a_token_beyond_the_vocabulary_is_refused_and_harms_nobody(
     last = engine.vocabulary - 1
     named = {"logit_bias": lambda token: {token: -100.0}, "stop_token_ids": lambda token: [token]}[field]
     engine.add(generation("fine", prompts[0]))
-    with pytest.raises(OmniError, match=f"there is no token {last + 1}; the model's ids end at {last}") as refused:
+    with pytest.raises(OmniError, match=f"no token {last + 1}; the model's token ids end at {last}") as refused:
         engine.add(generation("beyond", prompts[0], **{field: named(last + 1)}))
     assert (refused.value.info.status, refused.value.info.param) == (400, field)
     engine.add(generation("last", prompts[0], min_tokens=3, **{field: named(last)}))

@@ -55,6 +55,28 @@ def test_plain_positions_are_the_indices() -> None:
     assert extras.positions.tolist() == [[2.0, 3.0, 4.0]] * 3
 
 
+def test_rows_are_made_only_for_the_part_of_the_prompt_that_is_computed() -> None:
+    made = []
+
+    def make(start: int, end: int) -> torch.Tensor:
+        made.append((start, end))
+        return torch.arange(start, end, dtype=torch.float32)[:, None]
+
+    rows = PromptRows(torch.arange(10), None, 0.0, make=make, generated=[torch.tensor([20.0]), torch.tensor([21.0])])
+
+    def part(start: int, end: int) -> list[float]:
+        extras = gather([Stretch(plain_rows(), 1, 0, 2), Stretch(rows, 0, start, end)], CPU, torch.float32)
+        assert extras.media_index.tolist() == [*range(2, 2 + end - start)]
+        return extras.media_embeds.flatten().tolist()
+
+    assert part(4, 7) == [4.0, 5.0, 6.0]
+    assert part(8, 12) == [8.0, 9.0, 20.0, 21.0]
+    assert made == [(4, 7), (8, 10)]
+    assert part(10, 12) == [20.0, 21.0]
+    assert part(11, 12) == [21.0]
+    assert made == [(4, 7), (8, 10)]
+
+
 def test_generated_tokens_are_positioned_after_the_prompt() -> None:
     """A request that has lost its KV memory is prefilled again. This prefill includes the generated tokens."""
     extras = gather([Stretch(rows_with_media(), slot=0, start=9, end=12)], CPU, torch.float32)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -19,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from stages.messages import Sampling
+from stages.messages import ReasoningForm, Sampling
 from stages.sglang_engine.sampler import OmniSampler, SamplingState, draw, filtered_probabilities
 
 VOCAB = 300
@@ -196,3 +197,44 @@ def test_logprobs_are_the_models_own_whatever_is_sampled() -> None:
         assert logprob == pytest.approx(truth[index, picks[index]].item(), abs=1e-5)
         best = torch.topk(truth[index], row.logprobs)
         assert [alternative.id for alternative in alternatives] == best.indices.tolist()
+
+
+THINK = ReasoningForm("<think>", "</think>", 100, 101)
+
+
+@pytest.mark.parametrize(
+    ("output", "begun", "forced"),
+    [
+        ([], False, False),
+        ([100], False, False),
+        ([100, 1], False, False),
+        ([100, 1, 2], False, True),
+        ([100, 1, 2, 101], False, False),
+        ([100, 1, 101, 4, 5, 6], False, False),
+        ([5, 100, 1, 2, 3], False, False),
+        ([1], True, False),
+        ([1, 2], True, True),
+    ],
+)
+def test_reasoning_is_closed_after_its_budget(output: list[int], begun: bool, forced: bool) -> None:
+    values = logits(1)
+    form = structs.replace(THINK, begun=begun)
+    params = Sampling(reasoning=form, thinking_budget=2, logit_bias={101: -100.0}, repetition_penalty=1.3)
+    free = structs.replace(params, thinking_budget=None)
+    expected = [101] if forced else sample([state(free, output=output)], values.clone())
+    assert sample([state(params, output=output)], values.clone()) == expected
+    drawn = structs.replace(params, temperature=1.0, seed=3)
+    if forced:
+        assert sample([state(drawn, output=output)], values.clone()) == [101]
+
+
+def test_a_budget_of_zero_closes_reasoning_at_once() -> None:
+    params = Sampling(reasoning=THINK, thinking_budget=0)
+    assert sample([state(params, output=[100])], logits(1)) == [101]
+
+
+def test_a_budget_forces_only_its_own_row() -> None:
+    values = logits(2)
+    free = sample([state(Sampling()), state(Sampling())], values.clone())
+    limited = state(Sampling(reasoning=THINK, thinking_budget=1), output=[100, 1])
+    assert sample([limited, state(Sampling())], values.clone()) == [101, free[1]]

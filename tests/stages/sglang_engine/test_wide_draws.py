@@ -1,15 +1,15 @@
-"""A draw from one wide row of logits is the draw that `filtered_draws` makes, which sorts the whole row."""
+"""One wide row of logits is filtered as by `sampling_filters`, which sorts the whole row."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from stages.filtered_draws import Filters, pick
 from stages.messages import Sampling
+from stages.sampling_filters import Filters
 from stages.sglang_engine import wide_draws
 from stages.sglang_engine.sampler import largest
-from stages.sglang_engine.wide_draws import draw_from_row
+from stages.sglang_engine.wide_draws import row_probabilities
 
 VOCABULARY = 20_032
 
@@ -40,17 +40,14 @@ def rows() -> dict[str, torch.Tensor]:
     return {"peaked": peaked, "flat": flat, "tied": tied, "banned": banned, "far": far, "equal": equal}
 
 
-def sorted_draw(logits: torch.Tensor, params: Sampling, uniform: float) -> int:
-    probabilities = Filters.of([params], VOCABULARY, "cpu").probabilities(logits[None])
-    return int(pick(probabilities, torch.tensor([[uniform]], dtype=torch.float64)))
-
-
 @pytest.mark.parametrize("kind", rows())
 @pytest.mark.parametrize("params", FILTERS)
-def test_draws_are_those_of_the_sorted_row(params: Sampling, kind: str) -> None:
+def test_probabilities_are_those_of_the_sorted_row(params: Sampling, kind: str) -> None:
     logits = rows()[kind]
-    for uniform in (0.0, 1e-12, 0.1, 0.37, 0.5, 0.77, 0.9, 0.999999, 1 - 2**-53):
-        assert draw_from_row(logits, params, uniform) == sorted_draw(logits, params, uniform), uniform
+    [sorted_] = Filters.of([params], VOCABULARY, "cpu").probabilities(logits[None])
+    filtered = row_probabilities(logits, params)
+    assert (filtered == 0).equal(sorted_ == 0)
+    torch.testing.assert_close(filtered, sorted_, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["peaked", "flat", "tied", "banned", "far"])

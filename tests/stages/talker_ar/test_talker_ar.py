@@ -64,7 +64,7 @@ class Ring:
         self.ended: set[str] = set()
         self.reasons: dict[str, str] = {}
         self.due: dict[str, int] = {}
-        self.held: set[str] = set()  # answers whose text the thinker leaves aside
+        self.held: set[str] = set()  # answers whose text the thinker does not continue for now
 
     def begin(self, name: str, which: int, *, length: int = 24, streamed: bool = False, **sampling: Any) -> None:
         """Send a prompt of `length` tokens. Each value of `which` gives a different prompt."""
@@ -86,10 +86,14 @@ class Ring:
         """Send the predictor's replies to these utterances, or to all utterances if no names are given. Then step the
         stage once.
         """
-        for name in names or tuple(self.due):
+        self.reply(*names or tuple(self.due))
+        self.step()
+
+    def reply(self, *names: str) -> None:
+        """Send the predictor's replies to these utterances."""
+        for name in names:
             frame = FrameFeedback(Tensor.of(self._table[self.due.pop(name)]))
             self.talker.receive(Chunk(name, "code_predictor", "talker_ar", frame))
-        self.step()
 
     def step(self) -> None:
         """One step of the stage."""
@@ -109,7 +113,7 @@ class Ring:
                 self.due[message.request_id] = message.body.code
 
     def run(self) -> dict[str, list[int]]:
-        """Go on until there is nothing left to do."""
+        """Continue until there is nothing left to do."""
         while self.talker.has_work or self.due:
             self.turn()
         return self.codes
@@ -124,12 +128,12 @@ class Ring:
             self.step()
 
     def run_until(self, name: str, frames: int) -> None:
-        """Go on until an utterance has this many frames. The predictor's reply to the last frame is not sent."""
+        """Continue until an utterance has this many frames. The predictor's reply to the last frame is not sent."""
         while len(self.codes[name]) < frames:
             self.turn()
 
     def hears(self, name: str, seconds: float, *, behind: bool = False) -> None:
-        """Tell the talker that a listener has this much to hear of what has been made."""
+        """Send the talker the number of seconds of generated sound that a listener has not heard yet."""
         since = time.monotonic() + seconds - FRAME_SECONDS * len(self.codes[name])
         self.talker.advise(Advice("code2wav", "talker_ar", Playing({name: since}, behind)))
 
@@ -201,8 +205,8 @@ def test_many_voices_in_too_little_memory_say_what_they_say_alone(ring: Ring, al
 
 
 def test_voices_survive_the_loss_of_their_memory(ring: Ring, alone: Callable[..., list[int]]) -> None:
-    """The utterances may end before their limits, because SGLang takes memory back only from requests that may do
-    so.
+    """These utterances may end before their limits. SGLang takes memory back only from requests that may end before
+    their limits.
     """
     endless = {"max_tokens": 40, "min_tokens": 40, "ignore_eos": False}
     before = ring.talker.stats()["preemptions"]
@@ -238,8 +242,8 @@ def endless(alone: Callable[..., list[int]]) -> Callable[..., list[int]]:
 def test_voices_that_wait_lose_their_memory_to_one_that_goes_on(
     ring: Ring, endless: Callable[..., list[int]], temperature: float
 ) -> None:
-    """All utterances wait for replies of the predictor. Then one utterance at a time goes on, while the waiting
-    utterances hold most of the memory.
+    """All utterances wait for replies of the predictor. Then one utterance at a time continues, while the waiting
+    utterances use most of the memory.
     """
     names = [begin_endless(ring, seed, temperature=temperature, seed=seed) for seed in range(5)]
     while ring.talker.has_work:
@@ -256,8 +260,8 @@ def test_voices_that_wait_lose_their_memory_to_one_that_goes_on(
 
 
 def test_a_new_voice_counts_the_voices_that_wait(ring: Ring, endless: Callable[..., list[int]]) -> None:
-    """One utterance waits, and new utterances are about to begin. A new prompt is computed only if enough memory is
-    left for the waiting utterance to go on.
+    """One utterance waits, and new utterances are about to begin. The talker computes a new prompt only if the waiting
+    utterance can still continue with the memory that is left.
     """
     first = begin_endless(ring, 0)
     ring.run_until(first, 50)
@@ -273,7 +277,7 @@ def test_a_new_voice_counts_the_voices_that_wait(ring: Ring, endless: Callable[.
 
 
 def displace_one(ring: Ring) -> list[str]:
-    """Begin three utterances and let two go on, until the third has lost its memory while it waited."""
+    """Begin three utterances. Let only the first two continue, until the third one loses its memory while it waits."""
     names = [begin_endless(ring, seed) for seed in range(3)]
     while ring.talker.has_work:
         ring.step()
@@ -455,7 +459,9 @@ def test_cache_takes_what_the_plan_says(talker: Talker, tiny_checkpoint: Any) ->
 
 
 def far_ahead(ring: Ring, name: str, frames: int = 4) -> None:
-    """Let an utterance make some frames, and tell the talker that its listener has a minute to hear."""
+    """Let an utterance make some frames. Then report to the talker that the listener of this utterance has a minute of
+    sound left.
+    """
     ring.run_until(name, frames)
     ring.hears(name, 60.0)
 
@@ -468,18 +474,18 @@ def test_an_utterance_with_ample_speech_waits_for_one_that_is_short(ring: Ring) 
     ring.begin("a", 1, streamed=True)
     ring.say("a", *range(5, 15))
     far_ahead(ring, "a")
-    ring.begin("b", 2, streamed=True)  # nobody has heard anything of it
+    ring.begin("b", 2, streamed=True)  # the listener of b has not heard anything yet
     ring.say("b", 3, 4, 5)
     made = len(ring.codes["a"])
     while len(ring.codes["b"]) < 5:
         ring.turn()
-    assert len(ring.codes["a"]) <= made + 1  # its frame may have been on the way
+    assert len(ring.codes["a"]) <= made + 1  # a frame of a may have been on the way
     waiting = len(ring.codes["a"])
     assert ring.talker.wakes_at is not None
     ring.hears("b", 0.2)
     ring.turn()
     assert len(ring.codes["a"]) == waiting
-    ring.hears("b", 0.9)  # no longer short
+    ring.hears("b", 0.9)  # the listener of b has enough sound again
     assert ring.run()["a"] == expected
 
 
@@ -492,6 +498,30 @@ def test_whole_answers_never_wait(ring: Ring) -> None:
     while len(ring.codes["b"]) < 3:
         ring.turn()
     assert len(ring.codes["whole"]) >= 6
+    ring.run()
+
+
+def test_it_is_urgent_while_a_player_is_about_to_run_dry_and_has_its_text(ring: Ring) -> None:
+    ring.begin("a", 1, streamed=True)
+    ring.say("a", *range(5, 15))
+    ring.run_until("a", 4)
+    assert not ring.talker.urgent, "nobody plays yet"
+    ring.hears("a", 0.1)
+    assert not ring.talker.urgent, "the frame is at the predictor"
+    ring.reply("a")
+    assert ring.talker.urgent
+    ring.hears("a", 1.0)
+    assert not ring.talker.urgent
+    ring.begin("b", 2, streamed=True)
+    ring.say("b", 3, 4, last=False)
+    ring.run_until("b", 2)
+    ring.hears("a", 0.1)
+    ring.reply("a", "b")
+    assert ring.talker.urgent, "b, which nobody plays yet, can wait for its text"
+    ring.hears("b", 0.1)
+    assert not ring.talker.urgent, "b needs a token of the text first"
+    ring.say("b", 5)
+    assert ring.talker.urgent
     ring.run()
 
 
@@ -512,7 +542,7 @@ def test_an_utterance_wakes_when_its_lead_is_used_up(ring: Ring) -> None:
     ring.begin("a", 1, streamed=True)
     ring.say("a", *range(5, 15))
     ring.run_until("a", 4)
-    ring.hears("a", 1.05, behind=True)  # a little more than suffices
+    ring.hears("a", 1.05, behind=True)  # a little more sound than is needed
     ring.turn()
     while not ring.talker.has_work:
         assert ring.talker.wakes_at is not None
@@ -545,7 +575,7 @@ def test_text_far_ahead_of_its_speech_waits_while_others_are_short(ring: Ring) -
     while len(ring.codes["a"]) < 16:
         ring.hears("a", 0.5)
         ring.turn()
-    assert ring.held == set()  # the text is continued before the speech has used it up
+    assert ring.held == set()  # the text is continued before all of it has been spoken
     ring.say("a", *range(5, 40))
     ring.say("b")
     assert ring.run().keys() == {"a", "b"}
@@ -561,3 +591,18 @@ def test_text_goes_on_when_the_speech_has_ended_before_it(ring: Ring) -> None:
     ring.run()
     assert ring.ended == {"a", "b"}
     assert ring.held == set()
+
+
+def test_a_step_waits_for_half_of_the_frames(ring: Ring) -> None:
+    names = "abcd"
+    for which, name in enumerate(names):
+        ring.begin(name, which)
+        ring.say(name, 3, 4, 5)
+    while len(ring.due) < len(names):
+        ring.step()
+    ring.reply("a")
+    assert not ring.talker.has_work
+    ring.reply("b")
+    assert ring.talker.has_work
+    ring.run()
+    assert ring.ended == {*names}

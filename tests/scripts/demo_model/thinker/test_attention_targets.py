@@ -85,7 +85,7 @@ def test_an_answer_looks_at_its_question_and_at_what_that_names(names: Path) -> 
 
     assert (TO_NAME, "\n", (-asked,)) in found(one)  # the row that predicts the first word of the answer
     assert (FROM_ANSWER, "\n", (0, 1)) in found(one)
-    assert (FROM_ANSWER, "\n", (2,)) in found(one)  # the answer of the first turn looks at the star
+    assert (FROM_ANSWER, "\n", (2,)) in found(one)  # the answer of the first turn attends to the star
 
 
 def test_nobody_looks_ahead_or_at_what_is_not_there(names: Path) -> None:

@@ -1,16 +1,26 @@
-"""Short jobs run before long jobs, and no job waits for ever."""
+"""Clients take turns, short jobs run before long jobs, and no job waits for ever."""
 
 from __future__ import annotations
 
+import random
+
 from stages.messages import VideoOptions
-from stages.preprocessing.readers.jobs import AGEING, MOST_AGEING_SECONDS, SHORT_SECONDS, Job, JobQueue, Lane
+from stages.preprocessing.readers.jobs import (
+    AGEING,
+    HALF_LIFE_SECONDS,
+    MOST_AGEING_SECONDS,
+    SHORT_SECONDS,
+    Job,
+    JobQueue,
+    Lane,
+)
 from stages.preprocessing.readers.process import Read, Tokenise
 
 MEDIA, TEXT = Read([], VideoOptions(), 0, []), Tokenise([], [])
 
 
-def job(name: str, seconds: float, arrived: float = 0.0, question: Read | Tokenise = MEDIA) -> Job:
-    return Job(name, question, seconds, arrived)
+def job(name: str, seconds: float, arrived: float = 0.0, question: Read | Tokenise = MEDIA, sender: int = 0) -> Job:
+    return Job(name, question, seconds, arrived, sender)
 
 
 def order(*jobs: Job) -> list[str]:
@@ -62,3 +72,42 @@ def test_a_removed_job_is_not_taken() -> None:
     assert taken is not None
     assert taken.request_id == "b"
     assert len(queue) == 0
+
+
+def test_a_client_with_many_jobs_delays_another_client_by_one_job() -> None:
+    for seed in range(50):
+        rng = random.Random(seed)
+        queue = JobQueue()
+        for number in range(rng.randrange(1, 100)):
+            queue.put(job(f"many{number}", rng.choice([0.01, 1.0]), arrived=rng.uniform(-1000, 0), sender=1))
+        queue.put(job("one", 1e9, arrived=0.0, sender=2))
+        taken = [queue.take([Lane.ANY]), queue.take([Lane.ANY], [1])]
+        assert "one" in [each.request_id for each in taken if each is not None]
+
+
+def test_the_client_with_the_fewest_readers_is_next() -> None:
+    queue = JobQueue()
+    for sender in (1, 2, 3):
+        queue.put(job(f"of {sender}", sender, sender=sender))
+    assert [each.sender for each in queue.in_order([1, 1, 2])] == [3, 2, 1]
+
+
+def test_the_client_for_which_readers_have_worked_less_is_next_but_old_work_fades() -> None:
+    queue = JobQueue()
+    queue.put(job("greedy", 0.1, sender=1))
+    queue.put(job("modest", 0.2, sender=2))
+    queue.used(1, 100.0, now=0.0)
+    queue.used(2, 1.0, now=0.0)
+    assert [each.request_id for each in queue.in_order([])] == ["modest", "greedy"]
+    queue.used(2, 2.0, now=20 * HALF_LIFE_SECONDS)
+    assert [each.request_id for each in queue.in_order([])] == ["greedy", "modest"]
+    queue.used(2, 0.0, now=100 * HALF_LIFE_SECONDS)
+    assert queue._used.keys() == {2}
+
+
+def test_a_client_for_which_readers_have_worked_for_long_does_not_wait_for_ever() -> None:
+    queue = JobQueue()
+    queue.put(job("greedy", 1e9, sender=1))
+    queue.used(1, 1e9, now=0.0)
+    queue.put(job("new", 0.0, arrived=2 * MOST_AGEING_SECONDS + 1, sender=2))
+    assert [each.request_id for each in queue.in_order([])] == ["greedy", "new"]

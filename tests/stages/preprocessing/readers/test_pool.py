@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import hashlib
+import json
 import logging
 import os
 import select
@@ -27,7 +28,8 @@ from omni_pipeline.errors import ErrorInfo, bad_request
 from omni_pipeline.wire.codec import Codec
 from omni_pipeline.wire.messages import Chunk, Start
 from omni_pipeline.wire.tensor import Buffer, Tensor
-from stages.messages import AudioWork, Media, Text, Turn, VideoOptions, VisionItem
+from stages.grammars.vocabulary import Vocabulary
+from stages.messages import AudioWork, Grammar, Media, Text, Turn, VideoOptions, VisionItem
 from stages.options import PreprocessingOptions
 from stages.preprocessing import media as media_module
 from stages.preprocessing.conversation import ChatTokenizer
@@ -35,11 +37,13 @@ from stages.preprocessing.features import Features
 from stages.preprocessing.media import MediaReader, ReadMedia
 from stages.preprocessing.readers import pool as pool_module
 from stages.preprocessing.readers.channel import Channel, send_all
-from stages.preprocessing.readers.pool import MOST_FAILED_STARTS, ReaderPool, State
+from stages.preprocessing.readers.pool import MOST_FAILED_STARTS, NICENESS, ReaderPool, State
 from stages.preprocessing.readers.process import (
     EDGES,
     READER,
     STAGE,
+    Check,
+    Checked,
     Question,
     Read,
     ReaderWork,
@@ -122,6 +126,13 @@ def processes() -> Callable[[], list[psutil.Process]]:
     return lambda: [child for child in psutil.Process().children(recursive=True) if child not in before]
 
 
+def work(processor: Qwen3OmniMoeProcessor, reader: MediaReader) -> ReaderWork:
+    """The readers' work, without a useful limit on text."""
+    tokenizer = processor.tokenizer
+    vocabulary = Vocabulary.of(tokenizer, len(tokenizer), tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    return ReaderWork(ChatTokenizer(processor, TextLimit(TokenLimit(1), None)), reader, vocabulary)
+
+
 class Driven:
     """Drives a pool of readers, as the stage does."""
 
@@ -129,11 +140,12 @@ class Driven:
         self.pool = ReaderPool(work, count, seconds)
         self.results: dict[str, Any] = {}
         self.order: list[str] = []
-        # The next question for a request, which is submitted as soon as the request has a result.
+        # For each request that asks two questions of the readers, the second question. It is submitted as soon as the
+        # first question has a result.
         self.follow: dict[str, Question] = {}
 
-    def submit(self, request_id: str, question: Question, seconds: float = SHORT) -> None:
-        self.pool.submit(request_id, question, seconds)
+    def submit(self, request_id: str, question: Question, seconds: float = SHORT, sender: int = 0) -> None:
+        self.pool.submit(request_id, question, seconds, sender)
         self.pool.dispatch()
 
     def drive(self, until: Callable[[], bool]) -> None:
@@ -232,7 +244,7 @@ def test_every_reader_gives_the_results_that_one_process_gives(processor: Qwen3O
     # The sound track begins a little before the clip, so the clip's rows are only about equal.
     assert [survey.rows for survey in surveys] == pytest.approx(rows, abs=1)
     assert [survey.rows for survey in surveys[:2]] == rows[:2]
-    driven = Driven(ReaderWork(ChatTokenizer(processor, TextLimit(TokenLimit(1), None)), reader), count=3)
+    driven = Driven(work(processor, reader), count=3)
     try:
         names = [f"r{number}" for number in range(6)]
         for name in names:
@@ -297,11 +309,39 @@ def test_a_decoder_that_uses_more_cpu_time_than_its_work_allows_is_ended_in_the_
 
     monkeypatch.setattr(media_module, "decode_image", compute_for_hours)
     reader = MediaReader(Features(processor), options, TokenLimit(100_000))
-    driven = Driven(ReaderWork(ChatTokenizer(processor, TextLimit(TokenLimit(1), None)), reader))
+    driven = Driven(work(processor, reader))
     try:
         given = media(*[image_file(picture(), "PNG")] * 2)
         assert refusal(driven, *given) == (400, "media_too_slow", "images[1]")
         assert len(driven.read(given[0]).pictures) == 1
+    finally:
+        driven.pool.close()
+
+
+CHAIN = "start: r0\n" + "\n".join(f"r{n}: r{n + 1}" for n in range(4500)) + '\nr4500: "a"'
+SLOW = json.dumps({"type": "integer", "multipleOf": 999_983})
+
+
+def test_a_grammar_that_breaks_or_occupies_its_reader_is_refused_and_the_next_is_compiled(
+    processor: Qwen3OmniMoeProcessor,
+) -> None:
+    driven = Driven(work(processor, MediaReader(Features(processor), PreprocessingOptions(), TokenLimit(100))))
+    try:
+        for number, (kind, source, code) in enumerate(
+            [
+                ("ebnf", CHAIN, "grammar_too_complex"),
+                ("json_schema", SLOW, "grammar_too_complex"),
+                ("regex", "(", "invalid_grammar"),
+                ("regex", "a+", None),
+            ]
+        ):
+            driven.submit(str(number), Check(Grammar(kind, source, "guided")))
+            driven.until(str(number))
+            result = driven.results[str(number)]
+            if code is None:
+                assert isinstance(result, Checked)
+            else:
+                assert (result.status, result.code, result.param) == (400, code, "guided")
     finally:
         driven.pool.close()
 
@@ -455,7 +495,82 @@ def test_a_job_that_is_not_as_short_as_expected_makes_room_for_short_ones(
     path.touch()
     driven.until("liar0", "liar1", "liar2")
     assert all(contents(driven.results[f"liar{number}"]) for number in range(3))
-    assert driven.pool.demoted == 2  # the third job waited, or ran in the reader that takes jobs of any length
+    assert driven.pool.demoted == 2  # the third job waited, or ran in the reader that accepts jobs of any length
+
+
+def test_a_client_that_fills_all_readers_gives_one_to_another_client(
+    monkeypatch: pytest.MonkeyPatch, processes: Callable[[], list[psutil.Process]], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pool_module, "YIELD_SECONDS", 0.1)
+    driven = Driven(Obedient(), count=4)
+    path = tmp_path / "now"
+    wait = read(*media(b"await %s" % bytes(path)))
+    try:
+        driven.up()
+        for number in range(10):
+            driven.submit(f"many{number}", wait, LONG, sender=1)
+        driven.submit("one", read(*media(b"good")), LONG, sender=2)
+        driven.until("one")
+        assert driven.order == ["one"]
+        assert driven.pool.displaced == 1
+        assert driven.pid_of("many0") != 0, "the oldest job of the client is not stopped"
+        path.touch()
+        driven.until(*(f"many{number}" for number in range(10)))
+        assert driven.pool.displaced == 1, "the jobs of one client do not stop each other"
+    finally:
+        driven.pool.close()
+    assert processes() == []
+
+
+def test_clients_that_wait_get_equal_numbers_of_readers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pool_module, "YIELD_SECONDS", 0.1)
+    monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.1)
+    driven = Driven(Obedient(), count=7)
+    path = tmp_path / "now"
+    wait = read(*media(b"await %s" % bytes(path)))
+
+    def shares() -> list[int]:
+        running = driven.pool._running()
+        return [running[sender] for sender in (1, 2, 3)]
+
+    try:
+        driven.up()
+        for sender in (1, 2, 3):
+            for number in range(8):
+                driven.submit(f"{sender}.{number}", wait, LONG, sender=sender)
+        assert shares() == [6, 0, 0]
+        driven.drive(lambda: shares() == [2, 2, 2])
+        assert driven.pool.displaced == 4
+        path.touch()
+        driven.until(*(f"{sender}.{number}" for sender in (1, 2, 3) for number in range(8)))
+    finally:
+        driven.pool.close()
+
+
+def test_a_reader_has_a_low_priority_only_while_its_job_is_long(
+    monkeypatch: pytest.MonkeyPatch, driven: Driven, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pool_module, "OVERRUN_SECONDS", 0.2)
+    normal, path = os.getpriority(os.PRIO_PROCESS, 0), tmp_path / "now"
+    wait = read(*media(b"await %s" % bytes(path)))
+
+    def priorities() -> list[int]:
+        return [os.getpriority(os.PRIO_PROCESS, reader.pid) for reader in driven.pool._readers]
+
+    driven.up()
+    assert priorities() == [normal, normal, normal]  # the readers for texts, for short jobs, and for all jobs
+    driven.submit("long", wait, LONG)
+    assert priorities() == [normal, normal, NICENESS]
+    driven.submit("liar", wait)
+    assert priorities() == [normal, normal, NICENESS]
+    driven.drive(lambda: priorities() == [normal, NICENESS, NICENESS])
+    before = driven.pids()
+    path.touch()
+    driven.until("liar", "long")
+    driven.up()
+    assert priorities() == [normal, normal, normal]
+    assert [old == new for old, new in zip(before, driven.pids(), strict=True)] == [True, False, False]
+    assert contents(driven.read(*media(b"good"))) == [b"good"]
 
 
 def test_a_reader_that_does_not_take_its_question_delays_nobody(driven: Driven) -> None:

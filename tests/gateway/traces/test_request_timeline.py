@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.traces import timeline as module
+from gateway.traces import request_timeline as module
 from gateway.traces.perfetto_files import covered
-from gateway.traces.timeline import GATEWAY, GATHER, Span, Timeline
+from gateway.traces.request_timeline import GATEWAY, GATHER, Span, Timeline
 from tests.gateway.traces.requests import traced
 
 

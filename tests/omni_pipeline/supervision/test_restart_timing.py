@@ -4,7 +4,7 @@ before it ended.
 
 from __future__ import annotations
 
-from omni_pipeline.supervision.restart_policy import LOOP, PAUSES, STABLE_SECONDS, Restarts
+from omni_pipeline.supervision.restart_timing import LOOP, PAUSES, STABLE_SECONDS, Restarts
 
 
 def test_first_restart_is_at_once_and_later_ones_wait_longer() -> None:
