@@ -171,7 +171,7 @@ class WorkerState(Struct):
         self.remote_address = ""
         self.stats, self.edges = {}, []
         self.ranks = ()
-        self.last_end = f"could not load: {self.refusal}" if self.refusal else how
+        self.last_end = f"could not load: {self.refusal.rstrip('.')}" if self.refusal else how
         self.last_words = words
 
     def seconds_to_ready(self, now: float) -> float | None:
@@ -384,7 +384,7 @@ class Roster:
         seconds = max(worker.seconds_to_ready(now) or unknown for worker in missing)
         names = ", ".join(worker.name for worker in missing)
         return unavailable(
-            f"The server cannot answer this request now; not ready: {names}.",
+            f"The server cannot answer this request now, because these workers are not ready: {names}.",
             code="not_ready",
             retry_after=math.ceil(seconds),
         )
@@ -435,7 +435,8 @@ def _reason(lacking: Collection[WorkerState]) -> str | None:
     """The reason why the workers in `lacking` cannot accept requests; None if `lacking` is empty."""
     for worker in lacking:
         if worker.restarts.looping:
-            return f"worker {worker.name} ended {worker.restarts.in_a_row} times in a row, and {worker.last_end}"
+            row = worker.restarts.in_a_row
+            return f"worker {worker.name} ended {row} times in a row; the last time, it {worker.last_end}"
     for worker in lacking:
         if worker.host_lost:
             return f"worker {worker.name} waits for the host {worker.plan.host}, which has left"

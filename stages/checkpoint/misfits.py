@@ -90,7 +90,7 @@ def _unable(found: Quantization, share: Share) -> str | None:
         )
     if share.ranks > 1 and (found.form is Form.GPTQ or found.reordered):
         return (
-            f"SGLang gives each rank the wrong scales of experts in {found.title}"
+            f"with several ranks, SGLang uses wrong scales for experts in {found.title}"
             f"{' with activation order' if found.reordered else ''}"
         )
     return None
@@ -101,9 +101,9 @@ def _uneven(share: Share, decoder: DecoderConfig, found: Quantization | None) ->
         part = width.size / share.ranks
         if part % width.unit:
             rest = "" if part == int(part) else " (not a whole number)"
-            shared = f" for each rank{rest}" if share.ranks > 1 else ""
+            shared = f": {part:g} for each rank{rest}" if share.ranks > 1 else ""
             unit = f", which is not a multiple of {width.unit} ({found.title})" if found and width.unit > 1 else ""
-            yield f"{width.name} is {width.size}: {part:g}{shared}{unit}"
+            yield f"{width.name} is {width.size}{shared}{unit}"
 
 
 def _widths(ranks: int, decoder: DecoderConfig, found: Quantization | None) -> Iterator[_Width]:
