@@ -56,7 +56,7 @@ class Place:
         self._left = False
 
     def arrived(self) -> None:
-        """Note that the body and the media of the request have arrived."""
+        """Record that the body and the media of the request have arrived."""
         if self._arriving:
             self._arriving = False
             self._admission.arrived(self._client)
@@ -76,27 +76,29 @@ class Place:
         self._voice = await self._admission.speak(self._client, deadline)
 
     def hear(self, seconds: float) -> None:
-        """Note that sound of the streamed spoken answer has arrived. Does nothing for other kinds of answers."""
+        """Record that more sound of the streamed spoken answer has arrived. `seconds` is its length. Does nothing for
+        other kinds of answers.
+        """
         if self._voice is not None:
             self._admission.hear(self._voice, seconds)
 
     def hush(self) -> None:
-        """Note that the spoken answer is complete or has been given up."""
+        """Record that the spoken answer is complete or has been abandoned."""
         self._paused = False
         if self._voice is not None:
             voice, self._voice = self._voice, None
             self._admission.hush(voice)
 
     def pause(self) -> None:
-        """Record that the pipeline makes no sound for the spoken answer until `go_on`, because the client has not
-        read enough.
+        """Record that the pipeline generates no more sound for the spoken answer until `go_on`, because too much of the
+        answer is unread.
         """
         paused = self._voice is not None
         self.hush()
         self._paused = paused
 
     def go_on(self) -> None:
-        """Note that the pipeline makes sound for a paused answer again."""
+        """Record that the pipeline generates sound for a paused answer again."""
         if self._paused:
             self._paused = False
             self._voice = self._admission.begin_voice()
@@ -153,13 +155,13 @@ class Place:
             self._admission.grants.drop(claim)
 
     def lend(self) -> None:
-        """Note that the request, or a part of the request, goes to the pipeline. The pipeline uses this object until
-        `take_back`.
+        """Record that the request, or a part of the request, is being sent to the pipeline. The pipeline uses this
+        object until `take_back`.
         """
         self._lent += 1
 
     def take_back(self) -> None:
-        """Note that the pipeline holds no data of the request (or of one part of the request) any more. If no other
+        """Record that the pipeline no longer holds data of the request (or of one part of the request). If no other
         part is in the pipeline, release the bytes and the memory. If the handler has ended too, also release the
         places.
         """
@@ -174,7 +176,7 @@ class Place:
             self._release()
 
     def leave(self) -> None:
-        """Note that the handler of the request has ended."""
+        """Record that the handler of the request has ended."""
         self._left = True
         self.arrived()
         if self._lent:
@@ -209,13 +211,13 @@ class PartPlace:
         """Withdraw nothing, because a part has no claims."""
 
     def lend(self) -> None:
-        """Note that the part goes to the pipeline. The pipeline uses the `Place` of the whole request until
+        """Record that the part is being sent to the pipeline. The pipeline uses the `Place` of the whole request until
         `take_back`.
         """
         self._whole.lend()
 
     def take_back(self) -> None:
-        """Note that the pipeline holds no data of the part any more."""
+        """Record that the pipeline no longer holds data of the part."""
         self._whole.take_back()
 
 
@@ -317,7 +319,7 @@ class Admission:
     # --- called by `Place` ---
 
     def arrived(self, client: str) -> None:
-        """Note that the body and the media of one admitted request of `client` have arrived."""
+        """Record that the body and the media of one admitted request of `client` have arrived."""
         self._arriving[client] -= 1
         if not self._arriving[client]:
             del self._arriving[client]
@@ -428,7 +430,7 @@ class Admission:
     def _join(self, line: _Queue, client: str, busy: Callable[[], OmniError]) -> Turn:
         """Join a queue. If the queue is full, and another client has at least two more requests in the queue than this
         client, refuse the last request of that client to make room. If there is no such client, raise the OmniError
-        (429) that `busy` makes.
+        (429) that `busy` returns.
         """
         if len(line) >= self._limits.queued:
             last = line.last_of_longest(than=client)

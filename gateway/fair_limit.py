@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-# This part of a limit is kept for clients that have little.
+# This part of a limit (1 / `_KEPT`) is kept for clients that have little.
 _KEPT = 8  # an eighth
 _LITTLE = 256  # a client has little if it has at most this part of the limit, or one place
 
@@ -12,12 +12,12 @@ _LITTLE = 256  # a client has little if it has at most this part of the limit, o
 class FairLimit:
     """A limit that clients share. There are two rules:
 
-    - A client may take more only if it then has at most as much as is still free. So the first client gets at most a
-      half of the limit, the next client a quarter, and so on. When the clients give something back, their parts become
-      more equal.
+    - A client may take more only if, afterwards, what the client holds is not more than what is still free. So the
+      first client gets at most a half of the limit, the next client a quarter, and so on. When the clients give
+      something back, their parts become more equal.
     - The last eighth of the limit is kept for clients that have little: at most 1/256 of the limit, or one place. So
-      even if any number of clients take as much as they can, 32 further clients that need little can get their part (or
-      as many clients as the last eighth has places).
+      even if other clients use up seven eighths of the limit, there is room for 32 clients that need little. If the
+      last eighth has fewer than 32 places, there is room for one client per place.
 
     Args:
         most: The limit.
@@ -25,7 +25,7 @@ class FairLimit:
 
     Attributes:
         most: The limit. It may change.
-        held: The number of places or bytes that all clients have together.
+        held: The number of places or bytes that all clients together have.
     """
 
     def __init__(self, most: int, *, halved: bool = True) -> None:
@@ -60,14 +60,14 @@ class FairLimit:
         return together <= self._shared and (not self._halved or own <= self.most - together)
 
     def take(self, client: str, count: int = 1) -> None:
-        """Note that a client takes `count` more. The caller has asked `fits`, or has another reason."""
+        """Add `count` to what a client has. This method does not check the limit; see `fits`."""
         self.held += count
         self._held_by[client] += count
         if not self._held_by[client]:
             del self._held_by[client]
 
     def give(self, client: str, count: int = 1) -> None:
-        """Note that a client gives `count` back."""
+        """Subtract `count` from what a client has."""
         self.take(client, -count)
 
     @property

@@ -12,7 +12,7 @@ from gateway.fair_limit import FairLimit
 from omni_pipeline.deployment.host_memory import total_bytes
 
 # If the claim that has its turn does not fit, up to this number of other claims may overtake that claim. After that, no
-# claim is granted until the overtaken claim fits. Little claims do not count.
+# claim is granted until the overtaken claim fits. Claims of clients with little memory do not count as overtaking.
 OVERTAKERS = 8
 
 # If the configuration sets no limit, the limit is the memory of the machine divided by `_DIVISOR`, or `_UNKNOWN_LIMIT`
@@ -53,8 +53,8 @@ class Grants:
     client is granted. If that claim does not fit, a few other claims may overtake it.
 
     The last eighth of the limit is kept for clients with little memory, see `FairLimit`. A claim of such a client is
-    granted as soon as it fits, even if larger claims wait. So a client with large claims cannot make a client wait that
-    needs little memory.
+    granted as soon as it fits, even if larger claims wait. So large claims do not delay a client that needs
+    little memory.
 
     Args:
         limit: Maximum number of granted bytes. A claim for more than seven eighths of the limit has to wait until no

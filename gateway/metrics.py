@@ -108,7 +108,9 @@ class Metrics:
             "omni_requests", "Requests for an answer by outcome", ["outcome"], registry=registry
         )  # outcome: ok, refused (4xx), failed (5xx), cancelled (the client left)
         self.errors = Counter("omni_errors", "Errors by code", ["code"], registry=registry)
-        self.in_flight = Gauge("omni_requests_in_flight", "Requests for an answer in progress", registry=registry)
+        self.in_flight = Gauge(
+            "omni_requests_in_flight", "Requests for an answer that are in progress", registry=registry
+        )
         registry.register(_AdmissionFigures(admission))
         self.first_text_seconds = Histogram(
             "omni_time_to_first_text_seconds",
@@ -408,7 +410,7 @@ class _AdmissionFigures(MetricSource):
         )
         yield GaugeMetricFamily(
             "omni_voices_waiting",
-            "Streamed spoken answers that wait until the pipeline has room for one more listener",
+            "Streamed spoken answers that wait until the pipeline has room for one more spoken answer",
             value=admission.voices_waiting,
         )
         yield GaugeMetricFamily(

@@ -60,8 +60,8 @@ class Pipeline(Protocol):
         """Wait until `stages` can work. None means all stages.
 
         Args:
-            seconds: Maximum time to wait; None waits for ever. If the pipeline knows that the stages need longer, the
-                error is raised at once.
+            seconds: Maximum time to wait; None waits for ever. If the stages will certainly need longer, the error
+                is raised at once.
 
         Raises:
             OmniError: 503 with the time to wait, if the stages cannot work in time; 503 if the service is stopping.
@@ -111,12 +111,12 @@ class Pipeline(Protocol):
         """
 
     def count_prompt(self, request_id: str, prompt_tokens: int, cached_tokens: int) -> None:
-        """Note the number of tokens of an open request's prompt, and how many of them were in the prefix cache. If a
+        """Record the number of tokens of an open request's prompt, and how many of them were in the prefix cache. If a
         request has several answers to one prompt, only the first call has an effect.
         """
 
     def release(self, request_id: str) -> None:
-        """Note that the answer to a request is complete."""
+        """Record that the answer to a request is complete."""
 
     def abort(self, request_id: str, stages: frozenset[str], forgotten: Callable[[], None]) -> None:
         """Order every worker that may hold data of a request to forget the request. Call this method at most once for
@@ -129,7 +129,7 @@ class Pipeline(Protocol):
 
     @property
     def problem(self) -> str | None:
-        """The reason why the pipeline cannot serve all requests now; None if the pipeline can."""
+        """The reason why the pipeline cannot serve all requests now; None if it can serve all of them."""
 
     @property
     def warm(self) -> bool:

@@ -2,7 +2,7 @@
 cache contains the beginning of the prompt.
 
 The chain is only a prediction: it is made before the media are decoded and the text is tokenised. If a prediction is
-wrong, the prompt is computed on another replica than the best one. The answer stays the same. So the numbers of tokens
+wrong, the prompt is computed on a replica that is not the best one. The answer stays the same. So the numbers of tokens
 are estimates, and only a part of a very large media item is hashed.
 """
 
@@ -18,8 +18,8 @@ from omni_pipeline.wire.tensor import Buffer
 from stages.messages import ChatRequest, Media, Text, Turn, VideoOptions
 
 INLINE_BYTES = 64 * 1024
-"""If a request has more bytes of text and media, a thread makes the chain. Hashing the bytes here would delay other
-requests. For fewer bytes, hashing takes less than a millisecond.
+"""If a request has more than this number of bytes of text and media, a thread makes the chain. Hashing the bytes on the
+event loop would delay other requests. For fewer bytes, hashing takes less than a millisecond.
 """
 
 _BLOCK_BYTES = 256  # bytes of text in one block
@@ -64,7 +64,9 @@ def prompt_chain(request: ChatRequest) -> PromptChain:
 
 def _add_turn(chain: _Chain, turn: Turn, request: ChatRequest) -> None:
     chain.mix(b"turn", turn.role.encode())
-    if turn.ids:  # an earlier answer with these ids is not tokenised again, so its tokens may differ from its text's
+    # If the token ids of an earlier answer are known, its text is not tokenised again. These ids may differ from the
+    # ids that the tokeniser would return for the text.
+    if turn.ids:
         chain.mix(b"ids", msgspec.json.encode(turn.ids))
     if turn.reasoning is not None:
         chain.add_text(b"reasoning", turn.reasoning)
@@ -78,7 +80,7 @@ def _add_turn(chain: _Chain, turn: Turn, request: ChatRequest) -> None:
 
 
 def _add_media(chain: _Chain, medium: Media, video: VideoOptions) -> None:
-    """Add a media item with the options that change its rows in the prompt."""
+    """Add a media item with the options that change its embeddings in the prompt."""
     data, tokens = medium.data.buffer(), min(medium.nbytes // _FILE_BYTES_PER_TOKEN, _MOST_FILE_TOKENS)
     match medium.kind:
         case "image":

@@ -1,17 +1,17 @@
-"""Estimates how many streamed spoken answers the pipeline can make at once, so that all of them play without a gap.
+"""Estimates how many streamed spoken answers the pipeline can generate at once so that all of them play without a gap.
 
-The number of seconds of sound that the pipeline makes per second is its *pace*. A listener needs one second of sound
-per second. So the pace is about the number of answers that can be played at once. All sound passes through the main
-process, so this module can measure the pace without reports from the stages:
+The number of seconds of sound that the pipeline generates per second is its *pace*. A listener needs one second of
+sound per second. So the pace is about the number of answers that can be played at once. All sound passes through the
+main process, so this module can measure the pace without reports from the stages:
 
-- While answers are being made, the pipeline works as fast as it can. So the pipeline can keep the pace that it had in
-  the last seconds. With more answers, the pace may be higher, because a step costs only a little more for many answers
-  than for one answer. So the *capacity* is the greatest pace so far.
-- When a player runs out of sound, the pipeline makes less sound than its listeners need. So the pipeline cannot work
-  faster at the moment. The current pace becomes the new capacity, even if the capacity was larger before.
+- While answers are being generated, the pipeline works as fast as it can. So the pipeline can keep the pace that it
+  had in the last seconds. With more answers, the pace may be higher, because a step costs only a little more for many
+  answers than for one answer. So the *capacity* is the greatest pace so far.
+- When a player runs out of sound, the pipeline generates less sound than its listeners need. So the pipeline cannot
+  work faster at the moment. The current pace becomes the new capacity, even if the capacity was larger before.
 
 Another answer may begin if the capacity is sufficient for one more listener and no player will soon run out of sound.
-If no other answer is being made, an answer may always begin.
+If no other answer is being generated, an answer may always begin.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Voice:
 
 
 class VoiceLoad:
-    """The answers that are being made, and the estimated capacity. Times are in seconds, on any clock.
+    """The answers that are being generated, and the estimated capacity. Times are in seconds, on any clock.
 
     Attributes:
         capacity: Seconds of sound per second; 0 while it is unknown.
@@ -60,23 +60,23 @@ class VoiceLoad:
         self.capacity = 0.0
         self._voices: set[Voice] = set()
         self._sound = 0.0  # seconds of sound; older sound counts less
-        self._time = 0.0  # seconds in which this sound was made; older time counts less
+        self._time = 0.0  # seconds in which this sound was generated; older time counts less
         self._last = 0.0
 
     @property
     def voices(self) -> int:
-        """Number of answers that are being made."""
+        """Number of answers that are being generated."""
         return len(self._voices)
 
     def begin(self, now: float) -> Voice:
-        """Note that an answer begins."""
+        """Record that an answer begins."""
         self._advance(now)
         voice = Voice()
         self._voices.add(voice)
         return voice
 
     def hear(self, voice: Voice, seconds: float, now: float) -> None:
-        """Note that more sound of an answer has arrived. `seconds` is its length."""
+        """Record that more sound of an answer has arrived. `seconds` is its length."""
         self._advance(now)
         self._sound += seconds
         voice.lasts_until = max(voice.lasts_until or now, now) + seconds
@@ -85,13 +85,13 @@ class VoiceLoad:
             self.capacity = pace if self._dry(now) else max(self.capacity, pace)
 
     def end(self, voice: Voice, now: float) -> None:
-        """Note that no further sound of an answer will arrive. An answer may end more than once."""
+        """Record that no further sound of an answer will arrive. May be called more than once for an answer."""
         self._advance(now)
         self._voices.discard(voice)
 
     def has_room(self, now: float) -> bool:
-        """Whether a further answer can begin, and this answer and all other answers are then expected to play without a
-        gap.
+        """Whether one more answer can begin now. If it begins, all answers, including the new answer, must be expected
+        to play without a gap.
         """
         if not self._voices:
             return True
@@ -102,7 +102,7 @@ class VoiceLoad:
         return any(voice.lasts_until is not None and voice.lasts_until - now < DRY_SECONDS for voice in self._voices)
 
     def _advance(self, now: float) -> None:
-        """Update the measurement to the time `now`. Time in which no answer was made does not count."""
+        """Update the measurement to the time `now`. Time in which no answer was generated does not count."""
         if self._voices:
             kept = math.exp((self._last - now) / MEMORY_SECONDS)
             self._sound *= kept

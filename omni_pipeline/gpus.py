@@ -127,7 +127,8 @@ def parse(description: str) -> tuple[Gpu, ...]:
         found = _KIND.fullmatch(part.strip())
         if found is None or found["count"] == "0":
             raise StartupError(
-                f"Cannot read the GPU description {part.strip()!r}: write 1xH100-80GB, 4x24GB or H20-96GB,L4-24GB."
+                f"Cannot read the GPU description {part.strip()!r}: write a description such as 1xH100-80GB, "
+                "4x24GB or H20-96GB,L4-24GB."
             )
         name, size, unit = found["name"] or "GPU", found["size"], found["unit"]
         reported = _REPORTED.get((name.upper(), size)) if unit == "GB" else None
@@ -168,7 +169,7 @@ def memory_used(gpus: Sequence[Gpu]) -> dict[int, int]:
 
 
 def known_capability(gpu: Gpu) -> tuple[int, int] | None:
-    """Compute capability of a GPU, derived from its name. The GPU may be elsewhere. None for an unknown name."""
+    """Compute capability of a GPU in this or another machine, derived from its name. None for an unknown name."""
     for found, names in _CAPABILITIES.items():
         if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", gpu.name) for name in names):
             return found
@@ -222,8 +223,8 @@ def _named(entry: str, there: Sequence[_Listed[Any]]) -> _Listed[Any]:
     if len(found) != 1:
         raise _misnamed(f"{entry!r} selects {'more than one GPU' if found else 'no GPU'}", there)
     if found[0].instances is not None:
-        instances = ", ".join(found[0].instances) or "it has none; nvidia-smi mig -cgi makes them"
-        raise _misnamed(f"{entry!r} selects a card that MIG divides; list its instances instead ({instances})", there)
+        instances = ", ".join(found[0].instances) or "it has none; make them with nvidia-smi mig -cgi"
+        raise _misnamed(f"{entry!r} selects a GPU that MIG divides; list its instances instead ({instances})", there)
     return found[0]
 
 

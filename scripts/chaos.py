@@ -9,9 +9,9 @@ each signal several times, in random order. The option --times sets the number o
 promises:
 
 - Every request ends, and every answer equals the answer that the same request gets when no other request runs.
-- Errors arrive in time. After a worker is killed, this time is the value of --errors, in seconds. After a worker is
-  stopped, this time is the sum of the values of --errors and --silent-seconds.
-- The service is healthy again within a limited time. The option --recover sets this time in seconds.
+- After a worker is killed, its requests get their errors within --errors seconds. After a worker is stopped, the limit
+  is --silent-seconds plus --errors seconds, because the server must first detect the stop.
+- The service is healthy again within --recover seconds.
 - At the end, the server leaves nothing behind.
 
 The exit code is 0 if all promises were kept, else 1.

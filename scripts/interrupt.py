@@ -4,11 +4,11 @@
     python scripts/interrupt.py --url http://127.0.0.1:8008 --count 1000
 
 Each session begins an answer and interrupts the answer after a random time: with `response.cancel`, by speech, or by
-closing the connection. After an interruption, the session truncates the answer at a random time, and deletes the
-question and the answer. Then the session asks a question whose answer is known. The text and the sound of the answer
-must equal those that a session without interruptions received. At the end, no data of the sessions may remain in the
-server. The script also prints how long the workers needed to free the data of an aborted request, and how long a step
-of each stage takes. A worker frees the data after the step that it is computing.
+closing the connection. If the connection is still open, the session truncates the interrupted answer at a random time,
+and deletes the question and the answer. Then the session asks a question whose answer is known. The text and the sound
+of this answer must equal those that a session without interruptions received. At the end, no data of the sessions may
+remain in the server. The script also prints how long the workers needed to free the data of an aborted request, and how
+long a step of each stage takes. (A worker frees the data only after the step that it is computing at that moment.)
 
 The same seed makes the same interruptions. The exit status is 1 if an answer was wrong, or if data remained.
 """
@@ -37,7 +37,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 QUESTIONS = ("Who are you?", "How many cars are there?", "Hello", "What is this?")
 WAYS = ("cancel", "speak", "leave")
-LONGEST_WAIT = 0.8  # seconds from the request for an answer to its interruption
+LONGEST_WAIT = 0.8  # maximum seconds from the request for an answer to the interruption
 PATIENCE = 60.0
 SPEECH = Path(__file__).parents[1] / "tests" / "data" / "query_to_cars.wav"
 GAUGES = ("omni_realtime_sessions", "omni_requests_in_flight", "omni_held_bytes", "omni_decoded_bytes")
@@ -103,7 +103,7 @@ class Session:
                 text += event["delta"]
 
     async def interrupt(self, way: str, speech: str) -> list[dict[str, Any]]:
-        """End the answer. Returns its items."""
+        """Interrupt the answer with `response.cancel` or by speech. Returns the items of the answer."""
         done: dict[str, Any] = {}
         wanted = {"response.done"}
         if way == "cancel":
@@ -145,7 +145,7 @@ class Session:
 
 
 class Trial:
-    """The sessions of one run, and the errors that they have found.
+    """The sessions of one run, and the errors found in them.
 
     Args:
         http: Opens the WebSocket connections.
@@ -183,7 +183,7 @@ class Trial:
                 self.wrong.append(f"{type(error).__name__}: {error}")
 
     async def times(self) -> str:
-        """The times in which the server has freed the data of aborted requests, and the times of the stages' steps."""
+        """How long the workers needed to free the data of aborted requests, and how long the stages' steps took."""
         async with self._http.get(f"{self._url}/metrics") as response:
             families = list(text_string_to_metric_families(await response.text()))
         aborts = _quantiles(families, "omni_abort_seconds", {})
@@ -254,7 +254,7 @@ def spoken() -> bytes:
 
 
 def _quantiles(families: list[Metric], name: str, labels: dict[str, str]) -> str:
-    """The p50, p90 and p99 of a histogram: for each, the bucket in which it is."""
+    """The p50, p90 and p99 of a histogram, each as the upper bound of the bucket that contains it."""
     buckets: Counter[float] = Counter()
     for family in families:
         for sample in family.samples:

@@ -57,9 +57,7 @@ class Score:
 
 
 async def judge(url: str, asked: Sequence[Example], aloud: int, streams: int) -> list[Verdict]:
-    """Send all examples. `streams` is the number of examples that are sent at a time. Some examples, the first ones,
-    ask for speech too. `aloud` is their number.
-    """
+    """Send all examples, `streams` examples at a time. The first `aloud` examples ask for speech too."""
     free = asyncio.Semaphore(streams)
     bar = tqdm(total=len(asked), desc="questions", mininterval=2)
 

@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""Compares the predictions of `sgl-omni simulate` with measurements of the real server by law.
+"""Compares the predictions of `sgl-omni simulate` with measurements of a real server whose steps follow *laws*.
 
     python scripts/make_tiny_checkpoint.py --out checkpoints/nano --preset nano
     python scripts/judge_simulation.py --model-path checkpoints/nano
 
-The real server runs with the stages of `step_law`: the gateway, the workers, the messages and the orders of work are
-those of the server, and each step *sleeps* for as long as its law says. The simulation gets the same laws, the same
-layout and the same load, and nothing that was measured, except the number of prompt tokens. All times of the laws are
-multiplied by --slow, so that the cores are not the bottleneck. The script needs a machine without other load. Column
-*late* shows how many steps took longer than their law says, because of the CPU. If there are many of them, the
-measurement says nothing.
+A law gives the time of a step on a GPU. The real server runs with the stages of `step_law`: the gateway, the workers,
+the messages and the orders of work are those of the server, and each step *sleeps* for as long as its law says. The
+simulation gets the same laws, layout and load. The only measured value that it gets is the number of prompt tokens. All
+times of the laws are multiplied by --slow, so that the cores are not the bottleneck. The script needs a machine without
+other load. Column *late* shows the share of steps that took longer than their law says, because of the CPU. If this
+share is large, the measurement says nothing about GPUs.
 
-For each deployment and number of streams, the script prints the prediction, the measurement, and their ratio, for the
-answers per second, and for the means of three times: to the first text, to the first sound, and to the end of an
-answer. A prediction is the mean of --seeds simulations with different random deviations of steps from their laws. The
-exit status is 1 if the ratio of the throughput, of the time to the first sound or of the time to the end differs from 1
-by more than --tolerance in any row. With --capacity, the script compares the gapless capacities instead, with one
-replica and steps that are as long as their laws say.
+The script prints a row for each deployment and number of streams. The row has the prediction, the measurement and their
+ratio for four values: the answers per second, and the mean times to the first text, to the first sound and to the end
+of an answer. A prediction is the mean of --seeds simulations, in which steps deviate at random from their laws. The
+exit status is 1 if any row has a ratio that differs from 1 by more than --tolerance; the time to the first text is not
+judged. With --capacity, the script compares the gapless capacities instead, with one replica and without deviations
+from the laws.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ BATCHES: dict[str, dict[str, Any]] = {
     "code_predictor": {"max_batch": 256},
     "code2wav": {"max_streams": 256, "max_batch": 256},
 }
-"""The sizes of batches in `step_law.options`."""
+"""The batch sizes of the simulated stages. They are the defaults in `step_law.options`, which the real servers use."""
 
 
 class Deployment(Struct, frozen=True):
@@ -89,7 +89,7 @@ class Figures(Struct, frozen=True):
 
 
 class Measured(Struct, frozen=True):
-    """Figures of the real server.
+    """The measured values of the real server.
 
     Attributes:
         late: Share of the steps that took longer than the law says.
@@ -207,7 +207,7 @@ def figures_of(level: Mapping[str, Any]) -> Figures:
 
 
 def predict(deployment: Deployment, streams: int, prompt: int, options: argparse.Namespace) -> Figures:
-    """Simulate the same deployment with the same load."""
+    """Simulate the deployment with the load of `measure`, and return the mean over all seeds."""
     simulated = scenario(deployment, options.slow, options.batch)
     load = Load(
         streams=streams, requests=max(options.rounds * streams, LEAST_REQUESTS), continues=False, before=WARM_UP
@@ -221,7 +221,7 @@ def predict(deployment: Deployment, streams: int, prompt: int, options: argparse
 
 
 def scenario(deployment: Deployment, slow: float, batch: int | None) -> Scenario:
-    """The deployment of the real server, for a simulation."""
+    """The scenario with which `deployment` is simulated."""
     limit = {"max_running_requests": batch} if batch else {}
     batches = {**BATCHES, "talker_ar": {**BATCHES["talker_ar"], **limit}}
     settings: dict[str, Any] = {

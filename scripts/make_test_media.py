@@ -219,7 +219,9 @@ class Stroke:
 
 
 def strokes() -> list[Stroke]:
-    """A house with a door, windows and a chimney, then the sun: one stroke each, in the order of drawing."""
+    """The strokes of a house with a chimney, a door and windows, then of the sun and the ground, in the order of
+    drawing.
+    """
     ink, red, blue, orange = (52, 56, 70), (176, 62, 50), (58, 108, 170), (234, 160, 40)
     rays = [[(268 + math.cos(a) * r, 52 + math.sin(a) * r) for r in (27, 38)] for a in np.arange(8) * math.pi / 4]
     lines: list[tuple[list[Point], Color]] = [

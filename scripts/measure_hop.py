@@ -76,8 +76,8 @@ class End:
 
 
 def echo(run_dir: str, keys: KeyPair, peer: str, pipe: Connection) -> None:
-    """Run the other process. It returns each message over the transport on which the message came. `pipe` gives the
-    next transport and the number of its messages.
+    """Run the other process. It returns each message over the transport on which the message came. Each order from
+    `pipe` has a transport and the number of messages to return.
     """
     end = End(run_dir, "b", keys, peer)
     pipe.send(end.addresses)

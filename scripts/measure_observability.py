@@ -11,7 +11,8 @@ one server answers, the others are idle. For each scenario and server, the scrip
 - the mean time for all answers of a round, over the faster half of the rounds, because other programs hardly disturb
     these rounds
 - the ratio of this time to that of the plain server
-- the ratio of the CPU time of all processes over all rounds, including their work after the answers
+- the ratio of the server's CPU time to that of the plain server, for all processes and rounds, including their work
+    after the answers
 """
 
 from __future__ import annotations

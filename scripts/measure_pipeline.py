@@ -64,8 +64,8 @@ class Bare:
         self._tokenizer = AutoTokenizer.from_pretrained(model_path)
 
     def run(self, prompts: list[str], tokens: int, recorded: bool) -> float:
-        """Seconds in which SGLang's scheduler answers all prompts, which are added at once. If `recorded` is true, a
-        decode step is the recorded step of the server. Otherwise, it is SGLang's own step.
+        """Seconds that SGLang's scheduler needs to answer all prompts, which are added at once. If `recorded` is true,
+        the decode steps are the server's recorded steps. Otherwise, they are SGLang's own steps.
         """
         self._engine.model.recorded = self._recorded if recorded else None
         requests = []

@@ -7,9 +7,9 @@
 The package `step_law` has the *laws*, which give the time of each step, and describes what they can show. There are two
 layouts: `split` (the thinker on one GPU, the stages that speak on another) and `colocated` (everything in one process
 on one GPU). Each layout is measured twice: with work in the order of arrival, and with work in the order in which
-listeners need it (`just_in_time`). `sgl-omni bench --capacity` searches the largest number of streams that play without
-a gap. This number is then measured once more, to see which processes use the CPU. If many steps took longer than their
-laws say (*late* steps), the CPU limits the server, and the result says nothing about GPUs.
+listeners need it (`just_in_time`). `sgl-omni bench --capacity` searches for the largest number of streams that play
+without a gap. Then this number of streams is measured once more, to see which processes use the CPU. If many steps took
+longer than their laws say (*late* steps), the CPU limits the server, and the result says nothing about GPUs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Measured(Struct, frozen=True):
     """The result for one server.
 
     Attributes:
-        layout, order: The server.
+        layout, order: The server's layout, and the order of its work.
         capacity: The value `capacity` in the bench's JSON.
         main, workers, client: The number of cores that the main process, all workers, and the bench keep busy on
             average when the number of streams is the capacity.

@@ -136,8 +136,8 @@ class EndlessUtterances:
             self._take()
 
     def step(self) -> None:
-        """Compute one more frame of each utterance. The input for the next frame is the state that chose this frame.
-        (In the server, the input is the embedding of this frame.)
+        """Compute one more frame of each utterance. The input for the next frame is the state from which this frame was
+        chosen. (In the server, the input is the embedding of this frame.)
         """
         seeds, self._seeds = self._seeds, {}
         for name, state in seeds.items():
@@ -233,8 +233,8 @@ def measure_vocoder(model: Any, batches: list[int], chunks: list[int], repeats: 
 
 
 def milliseconds(work: Callable[[], Any], repeats: int) -> float:
-    """CPU time of this thread for one run of `work`: the lower quartile of several runs, after two warm-up runs.
-    `repeats` is the number of these runs.
+    """CPU time of this thread for one run of `work`, in milliseconds: the lower quartile of `repeats` runs, after two
+    warm-up runs.
     """
     work()
     work()

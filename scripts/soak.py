@@ -280,7 +280,7 @@ class Trial:
         return self._service.pss_by_process()
 
     async def _phase(self, name: str, rate: float, seconds: float) -> Phase:
-        """Send requests at random moments. `rate` is the average number of requests per second."""
+        """Send requests at random moments for `seconds` seconds, on average `rate` requests per second."""
         loop = asyncio.get_running_loop()
         arrivals: list[Arrival] = []
         sending: set[asyncio.Task[None]] = set()
@@ -303,8 +303,8 @@ class Trial:
         return Phase(name, rate, book.counts(), len(book.wrong), *quantiles, max(peaks), refusals(arrivals))
 
     async def _watch_memory(self, peaks: list[int]) -> None:
-        """Append the memory of the server every few seconds. A thread reads the memory, because reading takes up to
-        half a second.
+        """Append the memory of the server, in bytes, to `peaks` every few seconds. A thread reads the memory, because
+        reading takes up to half a second.
 
         If the event loop itself read the memory, it would send nothing during this time, and then send all due requests
         at once.
@@ -358,8 +358,8 @@ def refused_share(load: float, places: int) -> float:
 
 
 def fill_seconds(sent: float, answered: float) -> float:
-    """The time until all places are taken. `sent` is the number of requests that arrive per second. `answered` is the
-    number of requests that are answered per second.
+    """The seconds until all places are taken; 0 if they never are. `sent` requests arrive per second, and `answered`
+    requests are answered per second.
     """
     return PLACES / (sent - answered) if sent > answered else 0.0
 

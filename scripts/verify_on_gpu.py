@@ -104,7 +104,7 @@ class VerifyStep:
 
 
 def comparisons(tests: Sequence[str] | None, device: str, gpus: int) -> list[EqualityPart]:
-    """The comparisons with Hugging Face: all parts, or only these tests."""
+    """The comparisons with Hugging Face to run: only `tests` if they are given, else all parts for this machine."""
     if tests is not None:
         return [dataclasses.replace(equality.ANSWERS, tests=tuple(tests))] if tests else []
     shared = [equality.SHARED] if gpus != 1 else []
@@ -116,7 +116,7 @@ def serve(report: Report, options: argparse.Namespace, layouts: Sequence[serving
     """Run every layout with the real checkpoint or the demo model."""
     if options.model_path is None:
         report.add("", "", Check("the real checkpoint", None, "no --model-path; the demo model is used instead"))
-    # Servers may read only this directory.
+    # Servers may read media only from this directory, so it gets a copy of the test data.
     shutil.copytree(ROOT / "tests" / "data", directory / "tests" / "data")
     measured = (*loads(options.concurrency or CONCURRENCY), "--requests", str(options.bench_requests))
     bench = None if options.no_bench else measured

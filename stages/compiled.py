@@ -29,8 +29,8 @@ _ORDERED = {"contract", "nsz"}
 
 
 def compiled(function: Function) -> Function:
-    """Compile `function` when it is first called with arguments of some types. The arguments must be numpy arrays and
-    numbers.
+    """Compile `function` once for each combination of argument types, at the first call with these types. The arguments
+    must be numpy arrays and numbers.
     """
     options: dict[str, Any] = {"fastmath": _MATHS, "nogil": True, "error_model": "numpy"}
     try:

@@ -6,7 +6,7 @@ from omni_pipeline.errors import OmniError, bad_request
 
 
 def context_length_exceeded(limit: int, found: str) -> OmniError:
-    """400 ``context_length_exceeded``.
+    """An error with status 400 and the code ``context_length_exceeded``.
 
     Args:
         limit: Maximum number of tokens.

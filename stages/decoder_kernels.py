@@ -243,8 +243,8 @@ def gate(gate_up: FloatArray, result: FloatArray) -> None:
 
 @compiled
 def route(logits: FloatArray, chosen: IntArray, weights: FloatArray, renormalise: bool) -> None:
-    """Chooses the experts of each row. The weights come from a softmax over all experts. The experts with the highest
-    logits are chosen. The width of `chosen` is the number of experts for each row.
+    """Chooses the experts of each row: those with the highest logits. Their weights come from a softmax over all
+    experts. The width of `chosen` is the number of experts for each row.
 
     Args:
         logits: [rows, experts]; it is overwritten.

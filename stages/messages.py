@@ -464,7 +464,7 @@ class AudioWork(Struct):
 
 
 class MediaSpan(Struct):
-    """Says where the embedding rows of one media item are in the prompt.
+    """The positions of one media item's embedding rows in the prompt.
 
     Attributes:
         kind: The kind of media. It determines the encoder: images and videos go to the vision tower, sounds to the
@@ -645,8 +645,8 @@ class Certain(Struct, tag="certain"):
     the end of the text.
 
     Attributes:
-        tokens: Number of tokens that are certain: each of them is certainly spoken or certainly not spoken. They are
-            the first tokens of the text.
+        tokens: Number of tokens, counted from the beginning of the text, for which it is certain whether they are
+            spoken.
         silent: Among these tokens, the indices of the tokens that are not spoken, because they are not content. Indices
             of earlier reports are not repeated.
     """
@@ -727,7 +727,7 @@ class TextDone(Struct, tag="text_done"):
 
 
 class TalkerPrompt(Struct, tag="talker_prompt"):
-    """The part of the conversation that the talker needs: r user rows of n prompt tokens.
+    """The part of the conversation that the talker needs: the r rows of the user's turns, out of n prompt rows.
 
     Attributes:
         ids: int64 [r], token ids of the user turns' rows; media rows have their placeholder.

@@ -13,8 +13,9 @@ _SENDERS = 4096
 
 
 def take_turns(waiting: Sequence[int], running: Iterable[int]) -> list[int]:
-    """The order in which waiting requests should run: senders take turns, and the sender with the fewest requests that
-    run or come earlier is next. Requests of one sender keep their order.
+    """The order in which waiting requests should run, so that senders take turns. For each waiting request, count the
+    requests of its sender that run or arrived earlier. Requests with smaller counts come first. Requests with equal
+    counts, and the requests of one sender, keep their order.
 
     Args:
         waiting: The sender of each waiting request, in the order of arrival.
@@ -32,12 +33,14 @@ def take_turns(waiting: Sequence[int], running: Iterable[int]) -> list[int]:
 
 
 class TurnOrder:
-    """Orders the requests that wait for a stage that serves one request, or one batch, at a time. No request runs from
-    one step to the next, so this class remembers when each sender was served last.
+    """Orders the requests that wait for a stage. The stage serves one request, or one batch, in each step. Between two
+    steps no request runs, so running requests cannot show whose turn it is. Therefore, this class remembers when each
+    sender was served last.
     """
 
     def __init__(self) -> None:
-        self._served: OrderedDict[int, int] = OrderedDict()  # the number of the latest service of each sender
+        # for each sender, the value of `_count` when it was last served
+        self._served: OrderedDict[int, int] = OrderedDict()
         self._count = 0
 
     def order(self, waiting: Sequence[int]) -> list[int]:

@@ -59,8 +59,8 @@ def route(request: EntryRequest) -> Route:
 def _reading() -> Route:
     """The route of a text that is read aloud: the entry stage sends it to the talker.
 
-    The entry stage is watched only until its stream to the talker has begun. After that, the talker's worker notices if
-    the stream breaks off.
+    The route needs the entry stage only until the first sound has arrived. By then, the entry stage's stream to the
+    talker has begun, and the talker's worker notices if this stream breaks off.
     """
     return Route(before=frozenset(), outputs={SPEECH: AnswerStream(_SPEAKING, first=frozenset({QWEN3_OMNI.entry}))})
 

@@ -38,7 +38,7 @@ QWEN3_OMNI = Graph(
         "voice": frozenset({"talker_ar", "code_predictor"}),
         "vocoder": frozenset({"code2wav"}),
     },
-    together=(frozenset({"talker_ar", "code_predictor"}),),  # two messages for each codec frame
+    together=(frozenset({"talker_ar", "code_predictor"}),),  # they exchange two messages for each codec frame
     simulation="stages.simulation.model:QWEN3_OMNI",
     stages=(
         StageSpec(

@@ -85,10 +85,10 @@ class _Unpinned(TorchFunctionMode):
 
 
 class CudaRules(TorchDispatchMode):
-    """While this context is active, ``cuda`` is a device, and these rules hold on it.
+    """Makes ``cuda`` a device on which these rules apply, while this context is active.
 
     Args:
-        mixes: Functions, as ``module:name``, in which floating-point types may meet.
+        mixes: Functions, as ``module:name``, in which one operation may mix floating-point types.
         reads: Functions that may read single numbers from the device. The numbers are zeros, and each read is counted
             as a copy to the host.
         beyond: Results of other libraries' operations, by the name of the operation. Operations that are not listed
@@ -96,7 +96,7 @@ class CudaRules(TorchDispatchMode):
 
     Attributes:
         kernels: Kernels launched, by operation.
-        captures: Kernels of each captured piece of work.
+        captures: Number of kernels in each capture.
         to_device: Copies from the host to the device, by the function that made them; non-blocking copies are
             left out.
         to_host: Copies from the device to the host, by the function that made them. The copied values are zeros.

@@ -50,7 +50,9 @@ def importers(folder: Path, package: str) -> list[str]:
 
 
 def room_of(parts: Sequence[str]) -> str:
-    """The room of a module: ``omni_pipeline.wire`` for modules in that folder, ``omni_pipeline.errors`` for itself."""
+    """The room of a module: ``omni_pipeline.wire`` for modules in that folder, and ``omni_pipeline.errors`` for the
+    module of this name.
+    """
     return ".".join(parts[:2])
 
 

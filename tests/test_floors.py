@@ -1,4 +1,4 @@
-"""The code has floors: a room imports only rooms on lower floors, and imports never form a circle."""
+"""The code has floors: a room imports only rooms on lower floors, and imports never form a cycle."""
 
 from __future__ import annotations
 

@@ -51,8 +51,7 @@ def stream_encoder(audio_format: AudioFormat, *, one_file: bool = False) -> Spee
 
     For ``wav``, every piece is a whole file, unless `one_file` is set. For ``pcm16``, the pieces are samples without a
     header. In all other cases, all pieces together are one file. The header is sent first, so it does not contain the
-    length. In all formats in which all pieces together are one file, and for ``pcm16``, the base64 texts of the pieces
-    can also be joined and then decoded.
+    length. Unless every piece is a whole file, the base64 texts of the pieces can also be joined and then decoded.
     """
     if audio_format in _CODINGS:
         return _Joinable(_Compressed(_CODINGS[audio_format], Pipe()))

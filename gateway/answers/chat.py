@@ -133,7 +133,7 @@ class ChatCompletions:
             one JSON body. For a streamed answer, `answers.chat_events` turns the messages into chunks of
             `api.responses`, and `http.sse` frames the chunks. In both cases, `answers.audio_formats` encodes the speech
             in threads, `answers.spoken_history` keeps the transcript when the answer is complete, and `answers.sending`
-            sends.
+            sends the response.
         11. When the request ends, with or without an error, the steps are undone in reverse order. `answers.collector`
             closes the answer. If the answer was not complete, the request is aborted in its workers. `admission` admits
             the next request as soon as the workers hold no data of this request. `answers.progress` counts the outcome.
@@ -142,7 +142,7 @@ class ChatCompletions:
         A request can end in the following ways. The outcome that metrics and log show is in parentheses:
 
         - Answered whole (``ok``): 200 with one JSON body.
-        - Streamed (``ok``): 200 with events, of which the last is ``[DONE]``.
+        - Streamed (``ok``): 200 with events; the last event is ``[DONE]``.
         - Refused (``refused``): 4xx. Steps 3 to 7 refuse a request that is wrong, too large or forbidden, or for which
           the server has no room now (429). A stage refuses, for example, a damaged picture or a prompt that is too
           long. If step 1 refuses a request because of its connection, key or path, the request has no outcome, because
@@ -168,7 +168,7 @@ class ChatCompletions:
         the first message, or after `limits.keep_alive_seconds` without a message. From then on, the status is 200. An
         error is then sent as the last event of the stream. The event ``[DONE]`` does not follow it. If the client does
         not read that event within `GRACE_SECONDS`, the connection is closed. The request holds its place until the
-        operating system has taken the last byte of the answer.
+        operating system has accepted the last byte of the answer.
         """
         async with self._exchanges.open(request) as exchange:
             chat, manner = await self._understand(exchange)

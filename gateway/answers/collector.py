@@ -182,7 +182,7 @@ class Answer:
                 self.fail(
                     ErrorInfo(
                         status=503,
-                        message="The answer was not read fast enough, so the server ended it.",
+                        message="The client did not read the answer fast enough, so the server ended the answer.",
                         type="server_error",
                         code="slow_reader",
                     )
@@ -205,7 +205,7 @@ class Answer:
         self.fail(msgspec.structs.replace(info, stage=source))
 
     def pause(self, resume: Callable[[], None]) -> None:
-        """Note that a stage has paused. The stage makes the next part of the answer only after a call of `resume`."""
+        """Record that a stage has paused. The stage computes the next part of the answer only after `resume`."""
         self._resume = resume
         if self._speaker is not None:
             self._speaker.pause()
@@ -226,7 +226,7 @@ class Answer:
         if not self._over:
             message = "The answer was not complete within the time that the server allows for a request."
         else:
-            message = "The answer was not read within the time that the server allows for a request."
+            message = "The client did not read the answer within the time that the server allows for a request."
         self.fail(ErrorInfo(status=504, message=message, type="timeout_error", code="request_timeout"))
 
     def fail(self, error: ErrorInfo) -> None:
@@ -277,7 +277,7 @@ class Collector:
 
     @property
     def compares_prompts(self) -> bool:
-        """Whether the pipeline uses the prompt of a new request; see `gateway.pipeline.Pipeline`."""
+        """Whether the choice of a replica depends on the prompt; see `gateway.pipeline.Pipeline.compares_prompts`."""
         return self._pipeline.compares_prompts
 
     async def cold(self) -> Mapping[str, int]:
@@ -306,8 +306,8 @@ class Collector:
             deadline: Time on the event loop's clock by which the answer must have been read and closed.
             place: The resources of the request, which are occupied until the workers have forgotten the request. None
                 for a warm-up request, whose memory is not counted.
-            played: Whether each sound that arrives delays the deadline by the length of the sound. The reason is that
-                the client may play the sound while it reads.
+            played: Whether each chunk of sound that arrives moves the deadline later by the length of the chunk. The
+                reason is that the client may play the sound while it reads.
             beside, warming, chain: The same arguments as in `gateway.pipeline.Pipeline.submit`.
 
         Raises:

@@ -257,7 +257,9 @@ class Exchange:
             async with asyncio.timeout_at(self.deadline):
                 yield
         except TimeoutError as error:
-            raise request_body.too_late("The media of the request did not arrive in time.") from error
+            raise request_body.too_late(
+                "The server could not read the body and the media within the time that it allows for a request."
+            ) from error
 
 
 class HttpExchange(Exchange):

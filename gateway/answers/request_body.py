@@ -19,8 +19,8 @@ async def read_json(request: web.Request, place: Place, limits: Limits, deadline
     """Read a JSON body. `place` counts the bytes of the body while they arrive.
 
     Args:
-        deadline: Time on the event loop's clock by which the body must be complete. The limit `limits.receive_seconds`
-            may end earlier.
+        deadline: Time on the event loop's clock by which the body must be complete. The body must also be complete
+            `limits.receive_seconds` after this call.
 
     Raises:
         OmniError: 415 if the body has another type or is compressed; 413 if the body is too large; 408 if the body
@@ -57,7 +57,7 @@ def _check_type(request: web.Request, wanted: str) -> None:
         )
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise bad_request(
-            "The body is compressed; send it without 'Content-Encoding'.",
+            "The body is compressed; send an uncompressed body, without the header 'Content-Encoding'.",
             code="invalid_content_encoding",
             status=415,
         )

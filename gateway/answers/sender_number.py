@@ -1,4 +1,4 @@
-"""Notes in a request which client sent it, so that the stages let clients take turns."""
+"""Adds the client's number to a request, so that the stages let clients take turns."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ class SpeechReader:
         """Answer one request.
 
         The steps of a request, and the ways in which it can end, are the same as for a streamed chat completion; see
-        `answers.chat`. There are two differences. Each sound that arrives delays the deadline by the length of the
-        sound. If the response body is the sound itself, an error after the headers have been sent closes the
-        connection, because the body cannot express an error.
+        `answers.chat`. There are two differences. Each chunk of sound that arrives moves the deadline later by the
+        length of the chunk. If the response body is the sound itself, an error after the headers have been sent closes
+        the connection, because the body cannot express an error.
         """
         async with self._exchanges.open(request) as exchange:
             wanted = await self._understand(exchange)

@@ -35,9 +35,9 @@ class _Kept(Struct, frozen=True):
 class SpokenHistory:
     """The transcripts of spoken answers. Each transcript is found by the id of its speech.
 
-    An answer states until when its id can be used, and no transcript is dropped before that time. If there is no room
-    for a new transcript, the transcript is not kept, and its answer states that the id has already expired. Clients
-    share the number and the bytes of transcripts according to the rules of `FairLimit`.
+    An answer states the time until which its id can be used. No transcript is dropped before that time. If there is no
+    room for a new transcript, the transcript is not kept, and its answer states that the id has already expired.
+    Clients share the number and the bytes of transcripts according to the rules of `FairLimit`.
 
     Args:
         limits: Limits on the number, the total size and the lifetime of transcripts.

@@ -206,7 +206,7 @@ def _speech(request: ChatCompletionRequest, voices: Voices | None, limits: Limit
         return None
     if voices is None:
         raise bad_request(
-            "'modalities' asks for audio, but this server does not speak; ask for [\"text\"].",
+            '\'modalities\' contains "audio", but this server does not speak; send ["text"].',
             param="modalities",
             code="unsupported_value",
         )

@@ -118,7 +118,7 @@ def _suggestion(name: str, names: Collection[str]) -> str:
         names: The known fields of the object. For messages and parts, these are the fields of all types together.
     """
     if name in names:
-        return "; it is a field of other types of messages or parts"
+        return "; only other types of messages or parts have this field"
     close = difflib.get_close_matches(name[:64], names, n=1, cutoff=0.7)
     if close:
         return f" (did you mean '{close[0]}'?)"

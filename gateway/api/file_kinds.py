@@ -64,8 +64,8 @@ def kind_of_file(value: str | LongString, filename: str | None, param: str) -> M
     """The kind of a file. `value` is base64 or a data URL.
 
     Raises:
-        OmniError: 400 ``unsupported_value`` if the file is not a picture, a sound or a clip, or if `value` is another
-            URL.
+        OmniError: 400 ``unsupported_value`` if the file is not a picture, a sound or a clip, or if `value` is a
+            URL but not a data URL.
     """
     head = start_of(value, _LONGEST_HEAD)
     found = _DATA_URL.match(head)

@@ -89,11 +89,13 @@ def _given(options: ClipOptions) -> bool:
 
 
 def _check_item(size: VideoOptions | PictureSize, own: PictureOptions, param: str) -> None:
-    """Check the limits for one item. The `param` of the error is the limit that the item's part contains."""
+    """Check the limits for one item. The `param` of the error is a limit that the item's content part sets."""
     if _crossed(size):
         if own.min_pixels is None:
-            raise _contradiction(f"{param}.max_pixels", "it is smaller than the request's lower bound")
-        raise _contradiction(f"{param}.min_pixels", "it is larger than the upper bound for this item")
+            raise _contradiction(
+                f"{param}.max_pixels", "it is smaller than the minimum number of pixels that the request sets"
+            )
+        raise _contradiction(f"{param}.min_pixels", "it is larger than the maximum number of pixels for this item")
 
 
 def _crossed(size: VideoOptions | PictureSize) -> bool:

@@ -372,7 +372,9 @@ def _responses() -> Json:
 
 def _health() -> Json:
     described = _get("Whether requests can be answered", HealthReport, _OPEN_ERRORS)
-    described["responses"]["503"] = _response("Cannot answer requests; `problem` is the reason", _content(HealthReport))
+    described["responses"]["503"] = _response(
+        "The server cannot answer requests; `problem` is the reason", _content(HealthReport)
+    )
     return described
 
 

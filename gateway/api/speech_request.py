@@ -55,7 +55,7 @@ class SpeechBody(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 IGNORED = frozenset({"stream", "user"})
-"""Fields that are accepted and ignored. A response is always streamed, and the user does not change an answer."""
+"""Fields that are accepted and ignored. A response is always streamed, and `user` has no effect on the answer."""
 
 _ONLY_CHECKPOINT = "this server speaks with the voices of its checkpoint; see 'GET /v1/audio/voices'"
 _USE_SAMPLING = "use 'stage_sampling', which sets parameters for each stage"

@@ -47,7 +47,7 @@ REFUSED_OPTIONS: dict[str, str] = {
     "resized_height": "use 'min_pixels' and 'max_pixels'",
     "resized_width": "use 'min_pixels' and 'max_pixels'",
     "sample_fps": "use 'fps'",
-    "video_end": "the model gets the whole clip",
-    "video_metadata": "the server uses the times in the clip",
-    "video_start": "the model gets the whole clip",
+    "video_end": "the server always uses the whole clip; cut the clip before you send it",
+    "video_metadata": "the server reads the times of the frames from the clip",
+    "video_start": "the server always uses the whole clip; cut the clip before you send it",
 }

@@ -168,7 +168,7 @@ def _check_output(request: ChatCompletionRequest) -> None:
     audio = request.audio
     if request.stream and audio is not None and audio.chunks == "files" and audio.format not in (None, "wav"):
         raise bad_request(
-            f"'audio.chunks' can be 'files' only for 'wav': the chunks of '{audio.format}' are always one file.",
+            f"'audio.chunks' can be 'files' only for the format 'wav': the chunks of '{audio.format}' form one file.",
             param="audio.chunks",
             code="unsupported_value",
         )
@@ -199,7 +199,7 @@ def _check_history(message: schema.AssistantMessage, param: str) -> None:
         reason = (
             "an earlier spoken answer needs its 'audio.id', or its text in 'content' or 'audio.transcript'"
             if message.audio
-            else "an earlier answer needs its text or its calls"
+            else "an assistant message needs 'content' or 'tool_calls'"
         )
         raise bad_request(
             f"Missing required field '{param}.content': {reason}.",

@@ -52,8 +52,8 @@ class Capacity(Struct, frozen=True):
         gapless_share: Fraction of the answers that must play without a gap.
         streams: The largest measured level at which at least this fraction of the answers played without a gap. 0 if
             one stream already has gaps.
-        fails_at: The smallest larger level at which less than this fraction played without a gap. None if the search
-            ended at its limit.
+        fails_at: The smallest measured level above `streams` at which less than this fraction of the answers played
+            without a gap. None if the search ended at its limit.
         audio_seconds_per_second: Seconds of sound per second at the capacity; None if the capacity is 0.
         loudest: The level at which the most sound per second arrived.
         loudest_audio_seconds_per_second: Seconds of sound per second at that level.

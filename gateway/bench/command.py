@@ -79,8 +79,8 @@ def bench(
                      rich_help_panel=_ASKED, show_default=f"{_FRAMES}; with --natural, the server's limit"),
     ] = None,
     natural: Annotated[
-        bool, typer.Option("--natural", help="Let the model end its answers; the given lengths are then upper limits.",
-                           rich_help_panel=_ASKED),
+        bool, typer.Option("--natural", help="Let the model decide when an answer ends; --tokens and --audio-frames "
+                           "are then upper limits.", rich_help_panel=_ASKED),
     ] = False,
     voice: Annotated[
         str | None,
@@ -170,7 +170,8 @@ def bench(
     ] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also send the same requests to Hugging Face Transformers, "
-                           "alternating with the server, and compare. Needs --model-path.", rich_help_panel=_BASE),
+                           "alternating with the server, and compare the speeds. Needs --model-path.",
+                           rich_help_panel=_BASE),
     ] = False,
     model_path: Annotated[
         str | None,
@@ -216,7 +217,7 @@ def bench(
         return
     for flag, given in (("--interruptions", interruptions), ("--silence-ms", silence_ms), ("--talk-speed", talk_speed)):
         if given is not None:
-            raise typer.BadParameter(f"{flag} needs --realtime, because it is about spoken conversations.")
+            raise typer.BadParameter(f"{flag} applies only to spoken conversations: add --realtime.")
     if capacity:
         _refuse(
             "--capacity, which chooses the number of streams itself, and measures streamed spoken answers",
@@ -229,7 +230,7 @@ def bench(
         )
     elif gapless_share is not None or max_streams is not None:
         flag = "--max-streams" if gapless_share is None else "--gapless-share"
-        raise typer.BadParameter(f"{flag} needs --capacity, because it is about the search for the capacity.")
+        raise typer.BadParameter(f"{flag} applies only to the search for the capacity: add --capacity.")
     if output is None:
         output = Output.SPEECH if capacity else Output.TEXT
     if baseline != (model_path is not None):

@@ -103,7 +103,7 @@ def _show_capacity(capacity: Capacity, levels: list[LevelReport], console: Conso
 
 def _capacity_lines(capacity: Capacity) -> list[str]:
     share = f"{100 * capacity.gapless_share:g} %"
-    end = "the search ended there" if capacity.fails_at is None else f"{capacity.fails_at} streams are too many"
+    end = "--max-streams ended the search" if capacity.fails_at is None else f"{capacity.fails_at} streams are too many"
     at_least = "at least " if capacity.fails_at is None else ""
     lines = [
         f"[bold]gapless capacity: {at_least}{Load(capacity.streams)}[/] "
@@ -170,12 +170,12 @@ def _against_reference(level: LevelReport) -> list[str]:
         return ["[yellow]no round was complete, so the server cannot be compared with the baseline[/]"]
     ratios = [f"[bold]{against.total_ratio:.2f}× for all answers[/]"]
     if against.first_text_ratio is not None:
-        ratios.append(f"{against.first_text_ratio:.1f}× to the first text")
+        ratios.append(f"{against.first_text_ratio:.1f}× until the first text")
     if against.first_audio_ratio is not None:
-        ratios.append(f"{against.first_audio_ratio:.1f}× to the first audio")
+        ratios.append(f"{against.first_audio_ratio:.1f}× until the first audio")
     alone = _MILLI * against.reference_seconds.p50
     notes = [
-        f"speed against Hugging Face, which answers one request at a time: {', '.join(ratios)} "
+        f"speed compared with Hugging Face, which answers one request at a time: {', '.join(ratios)} "
         f"(median of {against.rounds} rounds; Hugging Face takes {alone:.1f} ms for one answer)"
     ]
     if against.reference_wrong_length:

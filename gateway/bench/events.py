@@ -147,8 +147,8 @@ def read_event(data: str) -> Event:
 
 
 def failure_of(body: Any, status: int) -> Failure:
-    """The error in a response body. It is an error with the structure of OpenAI's errors, or FastAPI's ``detail``. If
-    the body has neither, it is the body itself.
+    """The error in a response body: an error with the structure of OpenAI's errors, or FastAPI's ``detail``. If the
+    body has neither, the message of the result is the body itself.
     """
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):

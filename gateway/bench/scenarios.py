@@ -152,11 +152,11 @@ def _data_url(medium: Medium) -> str:
     return f"data:{medium.type};base64,{base64.b64encode(medium.data).decode()}"
 
 
-# Some fields may be refused by a server. This says which flag makes the bench send each of these fields. For some
-# fields, it also says how to avoid the field.
+# For each request field that a server may refuse: which flag makes the bench send the field. Some entries also explain
+# how to avoid the field.
 _FLAGS = {
     "ignore_eos": "is sent because lengths are fixed; with --natural the field is left out",
-    "talker_max_new_tokens": "is sent because of --audio-frames; with --natural only, the field is left out",
+    "talker_max_new_tokens": "is sent because of --audio-frames; without this flag and with --natural, it is not sent",
     "max_tokens": "comes from --tokens",
     "modalities": "comes from --output",
     "audio": "is sent because of --output, --voice and --audio-format",

@@ -108,8 +108,8 @@ class SteadyLevels:
         )
 
     def _bodies(self, seed: str, ready: int) -> Iterator[bytes]:
-        """Yields the bodies of requests without end. Some bodies are made now, so that the server does not wait for
-        requests. `ready` is their number.
+        """Returns an endless iterator over request bodies. The first `ready` bodies are made by this call, so that the
+        server does not wait for requests.
         """
         plan = self._plan
         prompts = endless_prompts(plan.scenario, seed=seed, directory=plan.media_dir)

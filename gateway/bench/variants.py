@@ -23,8 +23,7 @@ def variant(medium: Medium, rng: random.Random) -> Medium:
     """The same picture or clip with a small patch of noise in the corner, or the same sound with faint noise added.
 
     A server recognises a media item by its content. So the server must decode, encode and prefill a variant like a new
-    item.
-    A variant of a clip has no sound track, because by default the server does not use the sound track.
+    item. A variant of a clip has no sound track, because by default the server does not use the sound track.
     """
     noise = numpy.random.default_rng(rng.getrandbits(64))
     make = {"image": _picture, "audio": _sound, "video": _clip}[medium.kind]

@@ -107,7 +107,9 @@ class JsonBody:
             half = next((found for found in _HALVES.finditer(self.outline) if found[1]), None)
             if half is not None:
                 place = self._position(half.start())
-                return f"The body has half a character: {half[1].decode()} without the rest of its pair (byte {place})."
+                return (
+                    f"The body has half of a surrogate pair: {half[1].decode()} without the other half (byte {place})."
+                )
         return f"The body is not valid JSON: {self.in_words_of_sender(message, longest)}."
 
     def restore(self, markers: Collection[str]) -> None:

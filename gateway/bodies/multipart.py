@@ -230,7 +230,7 @@ def _name_in(head: bytes, number: int) -> str:
             f"'Content-Disposition: form-data; name=\"…\"', and the name must have 1 to {LONGEST_NAME} characters."
         )
     if encoding not in _PLAIN_ENCODINGS:
-        raise _invalid(f"'{name}' has a transfer encoding; send the plain bytes.", name)
+        raise _invalid(f"'{name}' has a 'Content-Transfer-Encoding'; send the plain bytes without this header.", name)
     return name
 
 

@@ -101,7 +101,9 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
             headers["Allow"] = error.headers["Allow"]
     except web.RequestPayloadError:  # for example, broken chunked encoding
         info = ErrorInfo(
-            status=400, message="The body could not be read: it does not match the headers.", code="invalid_body"
+            status=400,
+            message="The body could not be read: it does not match 'Content-Length' or 'Transfer-Encoding'.",
+            code="invalid_body",
         )
     except ConnectionError:
         raise  # the client has left and cannot get an error

@@ -184,7 +184,7 @@ def is_public(address: IPAddress) -> bool:
 
 def not_allowed(reason: str, param: str) -> OmniError:
     """The error for a media item that the policy forbids."""
-    return bad_request(f"'{param}' may not be read: {reason}.", param=param, code="media_not_allowed")
+    return bad_request(f"'{param}' is not allowed: {reason}.", param=param, code="media_not_allowed")
 
 
 def _on_the_wire(rest: str) -> str:
@@ -222,7 +222,7 @@ def _literal(host: str, param: str) -> IPAddress | None:
         pass
     else:
         if getattr(address, "scope_id", None) is not None:
-            raise _invalid("an address with a zone is valid only on its own machine", param)
+            raise _invalid("its host is an IPv6 address with a zone ('%…'), which is valid on one machine only", param)
         return address
     if not _HOST_NAME.fullmatch(host):
         raise _invalid("its host is not a valid host name", param)

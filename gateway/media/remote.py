@@ -81,7 +81,7 @@ class Downloader:
             url: An http or https URL.
             intake: Receives the content.
             param: Request field of the URL, for errors.
-            client: Client that wants the content.
+            client: Client that sent the request.
 
         Raises:
             OmniError: 400 ``invalid_url``, ``media_not_allowed``, ``media_fetch_failed`` or ``media_fetch_timeout``;

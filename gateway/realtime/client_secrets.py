@@ -130,7 +130,8 @@ class ClientSecrets:
             raise OmniError(
                 ErrorInfo(
                     status=429,
-                    message=f"There are {MOST_SECRETS} client secrets; try again when some have expired.",
+                    message=f"The server has its maximum of {MOST_SECRETS} client secrets; "
+                    "try again when some have expired.",
                     type="rate_limit_error",
                     code="too_many_client_secrets",
                     retry_after=60,

@@ -220,7 +220,7 @@ class Dialogue:
         item = self._items.found(truncate.item_id, code="item_truncate_invalid_item_id")
         if not isinstance(item, Message) or item.role != "assistant":
             raise bad_request(
-                "Only a message of the model can be truncated.",
+                "Only a message with the role 'assistant' can be truncated.",
                 param="item_id",
                 code="item_truncate_invalid_item_id",
             )

@@ -128,9 +128,9 @@ class Realtime:
             raise OmniError(
                 ErrorInfo(
                     status=503,
-                    message=f"The server has {self._open.held} open realtime sessions. You use "
-                    f"{self._open.held_by(request[CLIENT])} of these sessions, and only {self._open.free} more can be "
-                    "opened; "
+                    message="The server cannot open another realtime session for you now: "
+                    f"{self._open.held} sessions are open ({self._open.held_by(request[CLIENT])} of them are yours), "
+                    f"and {self._open.free} more can be opened for clients that have fewer sessions; "
                     "try again in a moment.",
                     type="service_unavailable_error",
                     code="too_many_sessions",

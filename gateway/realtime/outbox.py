@@ -55,7 +55,7 @@ class Outbox:
         self._changed.set()
 
     async def drained(self) -> None:
-        """Wait until a response may make more events, because few enough bytes wait to be sent."""
+        """Wait until a response may make more events: until at most `_ENOUGH_BYTES` wait to be sent."""
         while self._bytes > _ENOUGH_BYTES and not self._closing:
             self._changed.clear()
             await self._changed.wait()

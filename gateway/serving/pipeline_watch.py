@@ -208,7 +208,7 @@ def _too_many() -> OmniError:
     return OmniError(
         ErrorInfo(
             status=429,
-            message=f"{MOST_STREAMS} clients watch the pipeline already; try again when one of them has left.",
+            message=f"{MOST_STREAMS} clients already watch the pipeline; try again when one of them has disconnected.",
             type="rate_limit_error",
             code="too_many_requests",
             retry_after=5,

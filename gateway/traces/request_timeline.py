@@ -106,10 +106,10 @@ class Timeline:
         """Record the time since the arrival of the request as a span of the gateway."""
 
     def follow(self, answer_id: str) -> None:
-        """Note the id of the request in the pipeline. Called before the request is submitted."""
+        """Record the id of the request in the pipeline. Called before the request is submitted."""
 
     def follow_part(self, part_id: str) -> None:
-        """Note the id of another request in the pipeline that is a part of this request. Called after `follow`."""
+        """Record the id of another request in the pipeline that is a part of this request. Called after `follow`."""
 
     def read(self) -> None:
         """Record that the reader has taken all messages that have arrived from the pipeline."""

@@ -154,7 +154,7 @@ def unknown_notes(deployment: Deployment) -> tuple[str, ...]:
     example = ",".join(f"{name}=1xH100-80GB" for name in names)
     return (
         f"The hardware of {' and '.join(names)} is unknown until {'they join' if len(names) > 1 else 'it joins'}. To "
-        f"plan for it now, describe it, as in --hosts {example}.",
+        f"plan now, describe this hardware with --hosts, as in --hosts {example}.",
     )
 
 

@@ -47,7 +47,7 @@ def explain(settings: Settings, deployment: Deployment) -> list[ConfigLine]:
         if group.stages is None:
             members = {stage for worker in deployment.workers if worker.group == name for stage in worker.stage_names}
             tree["groups"][name]["stages"] = [stage for stage in deployment.graph.stage_names if stage in members]
-            derived[f"groups.{name}.stages"] = "by the name of the group"
+            derived[f"groups.{name}.stages"] = "from the name of the group"
     lines = []
     for path, value in leaves(tree):
         if path in _SECRETS and value:
@@ -108,7 +108,7 @@ def _reasons(
     if _unknown(deployment, plan.name):
         device = "the GPUs of its hosts are unknown until they join"
     elif not accelerated:
-        device = "it computes on the CPU only"
+        device = "this stage computes on the CPU only"
     elif settings.config.device != "auto":
         device = settings.origin("device") or DEFAULT
     else:

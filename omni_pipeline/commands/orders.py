@@ -35,7 +35,8 @@ def answers(kind: str, order: Struct, pid: int | None) -> Iterator[str]:
     if number not in found:
         which = f"with process id {pid} " if pid is not None else ""
         raise StartupError(
-            f"No running server {which}belongs to this user and uses the same directory for temporary files (TMPDIR)."
+            f"No running server {which}accepts this command. The server must belong to this user, and use the same "
+            "directory for temporary files (TMPDIR). For sgl-omni invite, its configuration must contain hosts."
         )
     try:
         for told in send_order(found[number], order):

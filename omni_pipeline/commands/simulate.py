@@ -52,15 +52,16 @@ def simulate(
         list[str] | None,
         typer.Option(
             "--laws",
-            help="The times of steps: published, a law file, or the metrics of a running server (its URL with "
-            "/metrics, or a saved page FILE.prom; repeatable). The default is published.",
+            help="Source of the times of the stages' steps: published (times that the model's authors report), a law "
+            "file, or the metrics of a running server (its URL with /metrics, or a saved page FILE.prom; repeatable). "
+            "The default is published.",
             metavar="NAME|FILE|URL",
             rich_help_panel=_TIMES,
             show_default=False,
         ),
     ] = None,
     slow: Annotated[
-        float, typer.Option(help="Multiply all times of the laws by this factor.", min=0.001, rich_help_panel=_TIMES)
+        float, typer.Option(help="Multiply the times of all steps by this factor.", min=0.001, rich_help_panel=_TIMES)
     ] = 1.0,
     latency_ms: Annotated[
         float | None,
@@ -101,7 +102,10 @@ def simulate(
         ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(help="Simulated time that is measured.", min=0.1, rich_help_panel=_LOAD)
+        float,
+        typer.Option(
+            help="Number of simulated seconds that are measured, after a warm-up.", min=0.1, rich_help_panel=_LOAD
+        ),
     ] = 60.0,
     seed: Annotated[int, typer.Option(help="Seed of the random times of requests.", rich_help_panel=_LOAD)] = 0,
     prompt_tokens: Annotated[int, _count(_REQUESTS, "Tokens of each prompt.", 1)] = _SHAPE.prompt_tokens,
@@ -113,7 +117,12 @@ def simulate(
         int, _count(_REQUESTS, "Codec frames of 80 ms of each answer; 0 for answers without speech.")
     ] = _SHAPE.audio_frames,
     capacity: Annotated[
-        bool, typer.Option("--capacity", help="Also search the gapless capacity.", rich_help_panel=_RESULT)
+        bool,
+        typer.Option(
+            "--capacity",
+            help="Also search the gapless capacity: the largest number of streams whose sound has no gaps.",
+            rich_help_panel=_RESULT,
+        ),
     ] = False,
     what_if: Annotated[
         bool,
@@ -123,7 +132,7 @@ def simulate(
             rich_help_panel=_RESULT,
         ),
     ] = False,
-    max_streams: Annotated[int, _count(_RESULT, "Largest number of streams of --capacity.", 1)] = 256,
+    max_streams: Annotated[int, _count(_RESULT, "Largest number of streams that --capacity tries.", 1)] = 256,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON.", rich_help_panel=_RESULT)
     ] = False,
@@ -145,7 +154,10 @@ def simulate(
     if media_tokens > prompt_tokens:
         raise StartupError("--media-tokens is larger than --prompt-tokens, which includes the media tokens.")
     if capacity and not shape.audio_frames:
-        raise StartupError("--capacity: only spoken answers have a gapless capacity.")
+        raise StartupError(
+            "--capacity: only spoken answers have a gapless capacity; leave out --text-only, and set --audio-frames to "
+            "more than 0."
+        )
     scenario = Scenario(
         deployment.graph,
         model,
@@ -172,7 +184,7 @@ def simulate(
 
 
 def _deployment(settings: Settings, hardware: DescribedHardware) -> tuple[Deployment, tuple[str, ...]]:
-    """The deployment, with the sizes of its caches if the checkpoint is known, and remarks."""
+    """The deployment, and remarks. If the checkpoint is known, the deployment has the sizes of its caches."""
     path = settings.config.model_path
     if path is None:
         settings = msgspec.structs.replace(settings, config=msgspec.structs.replace(settings.config, model_path="-"))
@@ -212,8 +224,8 @@ def _loads(
     shape: RequestShape,
     frame_seconds: float,
 ) -> dict[str, Load]:
-    """The loads by name. Before the measured time, the clients of a closed loop begin one after the other, during the
-    length of an answer's sound, and then a quarter of the measured time passes.
+    """The loads by name. The measured time begins after a warm-up, which takes a quarter of the measured time. In a
+    closed loop, the clients begin one after the other before the warm-up, spread over the length of an answer's sound.
     """
     warm_up = seconds / 4
     spread = max(shape.audio_frames * frame_seconds, 1.0)

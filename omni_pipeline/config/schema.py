@@ -81,8 +81,8 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
         held_bytes: Maximum total size of the bodies and media of all requests, in bytes. The body and media of a
             request count until its answer begins. If no answer begins, they count until the request has ended and all
             workers have freed its data. Every piece of a body counts as soon as the piece arrives. A client can hold
-            more bytes only if it then holds at most as many bytes as are still free. So a single client holds at most
-            half of the limit. The last eighth is for clients that hold at most 1/256 of the limit.
+            more bytes only if, afterwards, it does not hold more bytes than are still free. So a single client holds at
+            most half of the limit. The last eighth is for clients that hold at most 1/256 of the limit.
         decoded_bytes: Maximum total size of the decoded media of all requests in all stages, in bytes. Decoded media
             are pixels, features and embeddings. If the media of a request would exceed the limit, the request waits
             before its media are decoded. The last eighth of the limit is for clients whose decoded media are at most
@@ -341,7 +341,9 @@ class Cluster(Struct, forbid_unknown_fields=True, kw_only=True):
         if not (dash and all(part.isascii() and part.isdigit() for part in (first, last))):
             raise ValueError(f"{self.ports!r} is not a range of ports; write it as in 20001-20199.")
         if not 1 <= int(first) <= int(last) <= 65535:
-            raise ValueError(f"{self.ports!r} is not a range of ports between 1 and 65535, with the first port first.")
+            raise ValueError(
+                f"{self.ports!r} is not a range of ports between 1 and 65535, with the smaller port first."
+            )
         return range(int(first), int(last) + 1)
 
 

@@ -44,8 +44,8 @@ class StageSpec(Struct, frozen=True):
         misfit: Function that returns the reason why the stage cannot compute with a checkpoint's weights on its
             devices. The attribute is None for a stage that can always compute.
         fills_memory: Whether the stage fills its whole memory budget, for example with a KV cache. Such a stage loads
-            after the other stages on its GPU. Otherwise, the stage would mistake memory that other stages allocate for
-            its own memory.
+            after the other stages on its GPU. Otherwise, memory that another stage allocates at the same time would
+            count as this stage's own memory.
         usual_gpu: Index of the stage's GPU if there are several GPUs and the configuration specifies no GPU for the
             stage.
         needs: Function that computes, without torch, the memory that the stage needs in addition to its weights; None

@@ -1,8 +1,8 @@
 """Defines the interface between the simulation of a deployment and the simulated stages of a model.
 
 A simulated stage behaves as the real stage does, but computes nothing: it only decides which requests are in the next
-step, and which messages follow. The simulation gives each step its time, from the *law* of the stage. Times are seconds
-of a virtual clock.
+step, and which messages follow. The simulation computes the time of each step from the *law* of the stage. Times are
+seconds of a virtual clock.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ class Batch(Struct, frozen=True):
 
 
 class SimulatedStage(Protocol):
-    """A stage without its network. The worker's loop calls the methods as `worker.loop` calls those of a real stage."""
+    """A stage without its network. `simulation.worker` calls its methods in the same way as `worker.loop` calls the
+    methods of a real stage.
+    """
 
     @property
     def patient(self) -> bool:
@@ -177,8 +179,8 @@ class SimulationModel(Struct, frozen=True):
         outputs: Function that returns the stages that send a part of a request's answer to the collector. The request
             ends when all their streams have ended.
         law_sets: Laws by name, for ``--laws NAME``. The first set is the default.
-        item_counters: The metric that counts the items of a stage's law, by stage. The items of all other stages are
-            requests.
+        item_counters: The metric that counts the items of a stage's law, by stage. For a stage that is not listed, the
+            items are requests.
         frame_seconds: Length of the sound of one of the request's audio frames.
     """
 

@@ -151,7 +151,7 @@ def _spreads(config: Config, checkpoint: Checkpoint, room: _Room) -> Iterator[tu
         if spec.accelerated and not (config.text_only and graph.text_stages and spec.name not in graph.text_stages)
     ]
     shared = next((spec.name for spec in stages if spec.parallel), None)
-    if shared is None or len(room.gpus) < 2 or config.hosts:  # with hosts, an index is a GPU of each stage's own host
+    if shared is None or len(room.gpus) < 2 or config.hosts:  # with hosts, each host counts its GPUs from 0
         return
     for ranks in (1, *(ranks for ranks in _RANKS if ranks <= len(room.gpus))):
         placed = {shared: list(range(ranks))}

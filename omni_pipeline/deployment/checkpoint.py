@@ -279,8 +279,8 @@ def _download(name: str, announce: Callable[[str], None]) -> Path:
         return Path(snapshot_download(name))
     except RepositoryNotFoundError as error:
         raise StartupError(
-            f"There is no directory {name}, and the hub gives no access to a model of this name. Check --model-path. "
-            "If the model needs a login, log in to the hub."
+            f"There is no directory {name}. The Hugging Face hub has no model of this name, or refuses access to it. "
+            "Check --model-path. If the model needs a login, log in to the hub."
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise StartupError(

@@ -15,15 +15,14 @@ _NONE = StageConfig()
 def gpu_sets(specs: Sequence[StageSpec], config: Config, gpus: Sequence[Gpu]) -> dict[str, tuple[int, ...]]:
     """Indices of each stage's GPUs. All stages in `specs` compute on GPUs. `gpus` are the available GPUs of one host.
 
-    If the configuration specifies no GPUs for a stage, the server chooses from the GPUs that the configuration does not
-    specify for any stage. If the configuration specifies every GPU for some stage, the server chooses from all GPUs.
-    These rules apply:
+    If the configuration lists no GPUs for a stage, the server chooses from the GPUs that are not listed for any stage.
+    If all GPUs are listed for stages, the server chooses from all GPUs. These rules apply:
 
     - A stage with several ranks gets the first of the GPUs to choose from, one for each rank.
     - A stage with one rank and the usual index 0 gets the first of these GPUs.
-    - A stage with one rank and a higher usual index gets a GPU after the GPUs of the stage with the most ranks. The
-      usual index counts from the last GPU of that stage. If there are too few GPUs, the stage gets the last GPU.
-    - If the deployment has several hosts, usual indices count from the lowest usual index of the host's stages.
+    - A stage with one rank and a higher usual index gets a GPU after the GPUs of the stage with the most ranks: for
+      index 1 the next GPU, for index 2 the GPU after it. If there are too few GPUs, the stage gets the last GPU.
+    - If the deployment has several hosts, the lowest usual index of the stages on a host counts as 0.
 
     Raises:
         StartupError: the configuration contains a GPU that does not exist, a stage's GPUs do not fit its ranks or
@@ -80,8 +79,8 @@ def _connected(spec: StageSpec, indices: tuple[int, ...], gpus: Sequence[Gpu]) -
     divided = next((gpu for gpu in gpus if gpu.index in indices and gpu.is_mig), None)
     if len(indices) > 1 and divided is not None:
         raise StartupError(
-            f"stages.{spec.name}: it cannot have {len(indices)} ranks, because {divided.label} is "
-            "a MIG instance: a process sees at most one instance, and NCCL connects only whole GPUs. Give it one GPU, "
+            f"stages.{spec.name}: the stage cannot have {len(indices)} ranks, because {divided.label} is "
+            "a MIG instance: a process sees at most one instance, and NCCL connects only whole GPUs. Choose one GPU, "
             "or only GPUs that are not MIG instances."
         )
     return indices
@@ -98,7 +97,7 @@ def _shared(settings: Mapping[str, StageConfig], named: Mapping[str, tuple[int, 
     numbers = {gpu.index: gpu.number for gpu in gpus}
     if len(indices) > 1:
         raise StartupError(
-            "colocate puts everything on one GPU, but the stages name "
+            "colocate puts everything on one GPU, but the settings of the stages name the GPUs "
             f"{', '.join(str(numbers[index]) for index in indices)} "
             f"({', '.join(f'{name}: {numbers[index]}' for name, (index,) in named.items())})."
         )

@@ -81,5 +81,7 @@ def _facts(name: str, words: list[str]) -> HostFacts:
     try:
         ram = parse_size(sizes[0]) if sizes else None
     except ValueError as error:
-        raise StartupError(f"--hosts {name}: {_RAM}{sizes[0]} is not a size of RAM; write RAM-256GiB.") from error
+        raise StartupError(
+            f"--hosts {name}: {_RAM}{sizes[0]} is not a size of RAM; write a size such as RAM-256GiB."
+        ) from error
     return HostFacts(parse(",".join(cards)) if cards else (), ram)

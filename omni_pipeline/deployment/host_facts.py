@@ -51,7 +51,7 @@ def detect_host(*, with_gpus: bool = True) -> HostFacts:
     """The facts of this machine, now.
 
     Args:
-        with_gpus: Whether to look for GPUs. Without GPUs, the driver is not asked.
+        with_gpus: Whether to look for GPUs. If false, the driver is not queried.
 
     Raises:
         StartupError: the machine has GPUs but the driver does not answer, or ``CUDA_VISIBLE_DEVICES`` contains a GPU

@@ -15,8 +15,9 @@ from omni_pipeline.deployment.memory_plan import situation_of
 from omni_pipeline.deployment.resolve import Deployment
 
 HEAVY_BYTES = 25 * 10**6
-"""An edge between hosts is heavy if it carries more bytes for one request. Encrypted, these bytes take about 50 ms on
-one connection, because a core encrypts and decrypts about 0.5 GB/s.
+"""An edge between hosts is heavy if it carries more than this number of bytes for one example request with media.
+Sending this number of bytes on one encrypted connection takes about 50 ms, because a core encrypts and decrypts about
+0.5 GB/s.
 """
 
 
@@ -61,7 +62,7 @@ def heavy_notes(edges: Iterable[HostEdge]) -> tuple[str, ...]:
 
 def _host_edge(edge: Edge, deployment: Deployment, checkpoint: Checkpoint, request: Request) -> Iterator[HostEdge]:
     senders, receivers = _runs(deployment, edge.source), _runs(deployment, edge.target)
-    # A request uses the same replica of a group everywhere.
+    # A request uses the same replica of a group for all stages. So different replicas of a group exchange no messages.
     pairs = [
         (sender.host if sender else "", receiver.host if receiver else "")
         for sender, _ in senders

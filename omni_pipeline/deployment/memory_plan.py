@@ -486,7 +486,7 @@ def _share(open_: list[_Demand], left: dict[Place, int]) -> None:
 
 def _take(left: dict[Place, int], demand: _Demand, tokens: int) -> None:
     for place in demand.places:
-        if not isinstance(place, str):  # the RAM of a host has no planned cache
+        if not isinstance(place, str):  # caches in the RAM of a host are not planned
             left[place] -= tokens * _cache(demand).bytes_per_token
 
 
@@ -542,8 +542,8 @@ def _overfull(device: DevicePlan) -> str:
 
 def _tight(device: DevicePlan) -> str:
     return (
-        f"{device.label} has little free memory: the requested memory leaves {_gib(device.memory - device.taken)} of "
-        f"{_gib(device.memory)} for the driver and for fragments of memory."
+        f"{device.label} has little free memory: the requested memory leaves only {_gib(device.memory - device.taken)} "
+        f"of {_gib(device.memory)} for the GPU driver and for memory fragmentation."
     )
 
 

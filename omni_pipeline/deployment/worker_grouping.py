@@ -170,7 +170,8 @@ def _check_sums(workers: Sequence[WorkerPlan], gpus: Sequence[Gpu]) -> None:
             if plan.memory is not None and static is not None and plan.memory < static * gpu.memory:
                 raise StartupError(
                     f"stages.{plan.name}: mem_fraction_static reserves {static:.3g} of {gpu.title} for weights and "
-                    f"KV cache, but memory limits the whole stage to {plan.memory / gpu.memory:.3g} of this GPU."
+                    f"KV cache, but stages.{plan.name}.memory limits the whole stage to "
+                    f"{plan.memory / gpu.memory:.3g} of this GPU."
                 )
         given = {label: _share(plan, gpu) for label, plan in here.items()}
         known = {name: part for name, part in given.items() if part is not None}

@@ -1,9 +1,9 @@
 """The agent: the process that runs the workers of a host for a server on another host.
 
-The agent joins the server with an invitation. Then it starts a fork server, and passes the packets between the main
-process and the fork server on. If the agent hears nothing from the main process for `lease_seconds`, it ends all
-workers, because the main process may have given this host up, and no request may be computed twice. Then it tries to
-join again, with the key that the server knows already.
+The agent joins the server with an invitation. Then it starts a fork server, and passes on the packets between the main
+process and the fork server. If the agent gets no ping from the main process for `lease_seconds`, it ends all workers.
+The reason is that the main process may count this host as lost, and no request may be computed twice. Then the agent
+tries to join again with the same key, so that it needs no new invitation.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ logger = logging.getLogger(__name__)
 
 
 class _End(enum.Enum):
-    """Why the agent does not serve any more."""
+    """Why the agent has stopped serving."""
 
     SERVER_ENDS = "the server has ended"
-    SILENCE = "the server is silent"
+    SILENCE = "no messages arrive from the server"
     STOPPED = "the operator has stopped the agent"
 
 
@@ -121,7 +121,7 @@ async def run_agent(invitation: Invitation, listen: str = "") -> None:
         # a host that has joined once needs no token to join again
         invitation = structs.replace(invitation, token="")
         until = time.monotonic() + REJOIN_SECONDS
-        logger.error("%s; the workers of this host have been ended, and the host joins again", end.value)
+        logger.error("%s; the workers of this host have been ended, and the host tries to join again", end.value)
 
 
 async def _join_and_serve(invitation: Invitation, listen: str, keys: KeyPair, stopping: asyncio.Event) -> _End:
@@ -252,7 +252,7 @@ class _Door:
 
 
 async def _readable(source: zmq.Socket[bytes], seconds: float, events: tuple[asyncio.Event, ...]) -> None:
-    """Wait until a message may wait at `source` or one of `events` is set, at most for `seconds`."""
+    """Wait until `source` may have a message or one of `events` is set, but at most for `seconds`."""
     loop = asyncio.get_running_loop()
     arrived = asyncio.Event()
     loop.add_reader(source.fileno(), arrived.set)
@@ -293,7 +293,7 @@ class Agent:
         self._end: asyncio.Future[_End] = asyncio.get_running_loop().create_future()
         self._launcher: Launcher | None = None
         self._number = 0
-        self._stopped_seconds = 0.0  # time for which a signal has stopped the fork server
+        self._stopped_seconds = 0.0  # how long the fork server has been stopped by a signal
         self._pids: set[int] = set()
         self._ranks: dict[int, list[int]] = {}
         self._orders = msgspec.msgpack.Decoder(Order)
@@ -371,8 +371,8 @@ class Agent:
     # --- the fork server ---
 
     def _look_after_fork_server(self) -> None:
-        """Kill a fork server that a signal has stopped, because it cannot carry out orders. The main process then
-        orders another fork server.
+        """Kill a fork server that has been stopped by a signal for `lease_seconds`, because it cannot carry out orders.
+        The main process then orders another fork server.
         """
         stopped = self._launcher is not None and is_stopped(self._launcher.pid)
         self._stopped_seconds = self._stopped_seconds + SAMPLE_SECONDS if stopped else 0.0
@@ -396,7 +396,7 @@ class Agent:
         match self._orders.decode(message.packet):
             case Launch(assignment=assignment):
                 link = assignment.link
-                if link is not None:  # the secret key of this host has not left this host
+                if link is not None:  # only this host has its secret key, so the order lacks it
                     assignment = structs.replace(assignment, link=structs.replace(link, keys=self._link.keys))
                 self._launcher.launch(assignment)
             case Kill(pid=pid):
@@ -408,7 +408,7 @@ class Agent:
             if isinstance(report, Launched):
                 self._pids.add(report.pid)
             elif isinstance(report, Exited):
-                # the report does not name the process id, so the ended processes are found in /proc
+                # the report does not contain the process id, so /proc shows which processes have ended
                 self._pids = {pid for pid in self._pids if os.path.exists(f"/proc/{pid}")}
             self._mailbox.send(ForkServerPacket(self._number, msgspec.msgpack.encode(report)), self._home)
         if self._launcher.state is LauncherState.GONE:

@@ -1,8 +1,8 @@
 """The main process's side of the join: waits for the hosts of the configuration, and checks each host that joins.
 
-The *door* is a CURVE socket that accepts any client that knows the server's public key. A host must show a token before
-it gets any answer except a refusal. The sockets for the work of the service are separate: they accept only the keys of
-hosts that have joined.
+The *door* is a CURVE socket that accepts any client that has the server's public key. A host that has not sent a valid
+token gets only a refusal. The sockets for the work of the service are separate: they accept only the keys of hosts that
+have joined.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class _Guest(Struct):
 
     Attributes:
         token: The token of the valid invitation; empty if there is no valid invitation.
-        key: The public key with which the host has shown a valid token.
-        route: The door's name for the connection to the host; empty while there is no connection.
+        key: The public key with which the host has sent a valid token; empty if it has not sent one.
+        route: ZeroMQ's routing id of the host's latest connection to the door; empty if there was none.
         facts: The host's hardware, once the host is a member.
     """
 
@@ -106,7 +106,7 @@ class Cluster:
     Args:
         settings: The setting ``cluster``.
         hosts: The hosts that have to join.
-        expected: What every host must have.
+        expected: The conditions that every host must meet.
 
     Raises:
         StartupError: the address or the port cannot be used.
@@ -241,7 +241,7 @@ class Cluster:
                 key = str(frames[-1].get("User-Id"))
                 self._take(frames[0].bytes, key, self._decoder.decode(frames[-1].buffer))
             except msgspec.MsgspecError:
-                logger.warning("a host that wants to join has sent an unreadable message")
+                logger.warning("a host that tries to join has sent an unreadable message")
         self._loop.call_soon(self._take_turn)
 
     def _take(self, route: bytes, key: str, message: FromHost) -> None:
@@ -258,8 +258,11 @@ class Cluster:
     def _welcome(self, route: bytes, key: str, hello: Hello) -> ToHost:
         guest = self._guests.get(hello.host)
         if guest is None or not self._may_join(guest, key, hello.token):
-            logger.warning("a host that calls itself %.40s wanted to join without a valid invitation", hello.host)
-            return Refused("The invitation is not valid. Each invitation can be used once: make a new one.")
+            logger.warning("a host that uses the name %.40s tried to join without a valid invitation", hello.host)
+            return Refused(
+                "The invitation is not valid. Each invitation can be used only once: make a new one with "
+                "`sgl-omni invite HOST`."
+            )
         guest.token, guest.key, guest.route = "", key, route
         differing = differences(own_versions(), hello.versions)
         if differing:
@@ -284,7 +287,9 @@ class Cluster:
     def _admit(self, route: bytes, key: str, introduction: Introduction) -> tuple[ToHost, Member | None]:
         name = next((name for name, guest in self._guests.items() if guest.route == route and guest.key == key), None)
         if name is None:
-            return Refused("The host has introduced itself without an invitation."), None
+            return Refused(
+                "The host has not been admitted with a valid invitation: make a new one with `sgl-omni invite HOST`."
+            ), None
         differing = different_files(self._expected.digest, introduction.digest)
         if differing:
             reason = (
@@ -313,8 +318,8 @@ class Cluster:
         return True
 
     def _comfort(self) -> None:
-        """Tell the hosts that have joined that the server still waits. A host that does not listen any more has to join
-        again.
+        """Send `Waiting` to the hosts that have joined, so that they continue to wait for the start. A host whose
+        connection has ended has to join again.
         """
         for name, guest in self._guests.items():
             if guest.member is not None and not self._answer(guest.route, Waiting()):

@@ -16,7 +16,7 @@ from msgspec import Struct
 from omni_pipeline.errors import StartupError
 
 _PREFIX = "sgl-omni-host-1:"
-"""The number is the version of the format."""
+"""The text at the beginning of every invitation. The number is the version of the invitation's format."""
 
 
 class Invitation(Struct, frozen=True):

@@ -1,8 +1,8 @@
-"""The process that talks to Ray for the main process.
+"""The process that uses Ray for the main process.
 
-Ray's library changes signal handlers, and ends its process if the head of the cluster is gone for a minute. So it is
-not loaded in the main process. If this process ends for any reason, the head ends the actors and releases their
-resources, because no actor is detached. If the head is gone, the actors and their agents continue.
+Ray's library changes signal handlers, and ends its process if the head of the cluster is gone for a minute. So the main
+process does not load this library. If the driver process ends for any reason, the head ends the actors and releases
+their resources, because no actor is detached. If the head is gone, the actors and their agents continue.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Driver:
     """Starts and watches the actors.
 
     Args:
-        channel: Receives what happens to the hosts.
+        channel: Sends the reports on the hosts to the main process.
         main_node: Ray's id of the node on which this process runs.
     """
 
@@ -118,7 +118,7 @@ class Driver:
             self._channel.send(Ended(order.host, f"Ray cannot reserve a node ({error!r})."))
             return
         self._nodes[order.host] = room.node
-        reason = "The server ends."
+        reason = "The server is shutting down."
         try:
             actor = self._actors[order.host] = _start_keeper(order, room)
             async with asyncio.timeout(_START_SECONDS):
@@ -128,7 +128,7 @@ class Driver:
         except ray.exceptions.RayError as error:
             reason = _sentence(error)
         except TimeoutError:
-            reason = f"Ray has not started its actor within {_START_SECONDS:.0f} s."
+            reason = f"Ray has not started the actor of the agent within {_START_SECONDS:.0f} s."
         finally:
             await asyncio.to_thread(self._release, order.host, room)
             self._channel.send(Ended(order.host, reason))
@@ -177,7 +177,7 @@ class Driver:
 
     async def _end(self) -> None:
         """End all agents, and wait until nothing is left of them."""
-        # Ray waits for a head that is gone
+        # If the head of the cluster is gone, calls of Ray block. Then the timer ends this process.
         deadline = threading.Timer(_END_SECONDS, os._exit, (1,))
         deadline.daemon = True
         deadline.start()
@@ -221,7 +221,7 @@ def _needs(order: Place) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    """An error of Ray as a sentence: the last line of its text begins with the cause."""
+    """The cause of an error of Ray, as a sentence. The last line of the error's text begins with the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     cause = lines[-1].partition(". ")[0].rstrip(".")
     return f"{cause[:1].upper()}{cause[1:]}."
@@ -261,7 +261,9 @@ def _connect(order: Connect) -> str:
 
 
 def _check_door(door: Door, address: str, unauthenticated: bool) -> None:
-    """Raises _RefusedError if this process may not or cannot use a cluster with this door."""
+    """Raises _RefusedError if the cluster may accept everyone and the operator has not allowed this, or if this process
+    would refuse the messages of the cluster.
+    """
     if door is not Door.LOCKED and not unauthenticated:
         found = "accepts clients without a token" if door is Door.OPEN else "does not say whether it needs a token"
         raise _RefusedError(
@@ -269,7 +271,8 @@ def _check_door(door: Door, address: str, unauthenticated: bool) -> None:
             "start it with RAY_AUTH_MODE=token, or set cluster.ray_unauthenticated=true if only trusted users reach "
             "these ports."
         )
-    # Ray sets the variable itself if it finds a token. Then this process would refuse the messages of the cluster.
+    # Ray itself sets RAY_AUTH_MODE to "token" if it finds a token. With this value, this process would refuse the
+    # messages of a cluster without tokens.
     if door is Door.OPEN and os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
         raise _RefusedError(
             f"This machine has a token for Ray, but the Ray cluster at {address} uses none: set RAY_AUTH_MODE=disabled."
@@ -277,7 +280,7 @@ def _check_door(door: Door, address: str, unauthenticated: bool) -> None:
 
 
 def _is_locked(address: str) -> bool:
-    """Whether a cluster with this address answers that it needs a token."""
+    """Whether the cluster at this address requires a token. False for the address ``auto``, which is not tested."""
     return address != "auto" and probe(address) is Door.LOCKED
 
 
@@ -285,17 +288,18 @@ def main() -> None:
     leave_stopping_to_parent()
     set_title("ray driver")
     channel = Channel(os.dup(sys.stdout.fileno()))
-    # Ray prints to both. The main process is told everything that an operator needs.
+    # Ray prints to standard output and standard error. This output is dropped, because the messages to the main process
+    # contain everything that an operator needs.
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, sys.stdout.fileno())
-    with os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0) as orders:  # must not read the next line
+    with os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0) as orders:  # a buffer would read the next line too
         order = msgspec.json.decode(orders.readline(), type=Connect)
     try:
         node = _connect(order)
     except _RefusedError as error:
         channel.send(NotConnected(str(error)))
         sys.exit(1)
-    leave_stopping_to_parent()  # Ray has changed the handlers
+    leave_stopping_to_parent()  # again, because Ray has changed the handlers
     import ray
 
     os.dup2(silence, sys.stderr.fileno())

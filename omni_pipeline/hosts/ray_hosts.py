@@ -54,7 +54,7 @@ class Demand(Struct, frozen=True):
         labels: Labels that the node must have.
         resources: Additional resources to reserve, by Ray's names.
         gpus: Number of GPUs to reserve.
-        gpus_if_any: Whether the host needs no GPUs if the cluster has none.
+        gpus_if_any: Whether to reserve the GPUs only if the cluster has any GPU.
     """
 
     labels: dict[str, str] = {}
@@ -94,7 +94,7 @@ class RayHosts:
         self._tasks = [asyncio.ensure_future(self._keep(name)) for name in self._demands]
 
     async def release(self) -> None:
-        """Start no agent any more. The running agents continue."""
+        """Do not start agents any more. The running agents continue."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -108,7 +108,7 @@ class RayHosts:
             self._driver = None
 
     async def _keep(self, name: str) -> None:
-        """Start the agent of a host, again and again."""
+        """Start the agent of a host, and start it again each time it has ended."""
         explained = ""
         while True:
             try:
@@ -123,7 +123,7 @@ class RayHosts:
             else:
                 pause = self._restarts[name].ended(time.monotonic())
                 logger.error(
-                    "the agent of host %s has ended. %s It is started again in %.1f s", name, outcome.reason, pause
+                    "the agent of host %s has ended, and is started again in %.1f s. %s", name, pause, outcome.reason
                 )
                 explained = ""
             await asyncio.sleep(pause)
@@ -186,7 +186,11 @@ class _DriverProcess:
             except TimeoutError:
                 answer = NotConnected(f"The Ray cluster at {connect.address} does not answer.")
             if not isinstance(answer, Connected):
-                reason = answer.reason if isinstance(answer, NotConnected) else "The process that uses Ray has ended."
+                reason = (
+                    answer.reason
+                    if isinstance(answer, NotConnected)
+                    else "The process that connects to the Ray cluster ended unexpectedly."
+                )
                 raise StartupError(reason)
         except BaseException:
             driver._kill()
@@ -219,7 +223,9 @@ class _DriverProcess:
             async with asyncio.timeout(_END_SECONDS):
                 await self._process.wait()
         except TimeoutError:
-            logger.error("Ray does not end the agents; they end when their leases end")
+            logger.error(
+                "Ray has not ended the agents in time; each agent ends by itself when it cannot reach the server"
+            )
             self._kill()
             await self._process.wait()
         if self._reader is not None:

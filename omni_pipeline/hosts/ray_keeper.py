@@ -1,7 +1,7 @@
-"""The Ray actor that keeps the agent of one host. This module runs in a Ray worker process on the host's node.
+"""The Ray actor that starts and ends the agent of one host. It runs in a Ray worker process on the host's node.
 
 The agent is a child process of the actor, so that it has a main thread and a Python interpreter of its own. If the
-actor ends for any reason, the kernel tells the agent to end.
+actor ends for any reason, the kernel sends the agent a signal to end.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ class Keeper:
     """
 
     def __init__(self, invitation: str) -> None:
-        # Ray calls this method in the main thread. The kernel watches the thread that starts the agent.
+        # The kernel signals the agent when the thread that started the agent ends. Ray calls this method in the main
+        # thread, which does not end before the process.
         command = [sys.executable, "-m", "omni_pipeline.cli", "join", "-", "--parent", str(os.getpid())]
         self._agent = subprocess.Popen(
             [*command, "--listen", ray.util.get_node_ip_address()],
             env=agent_environment(ray.get_gpu_ids()),
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ray kills the process group of an actor, and the agent must end its workers first
+            start_new_session=True,  # Ray kills the actor's process group, but the agent must first end its workers
         )
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._copier = threading.Thread(target=self._copy_output, daemon=True)
@@ -58,13 +59,14 @@ class Keeper:
     def wait(self) -> str:
         """Wait for the end of the agent. Returns the reason as a sentence."""
         code = self._agent.wait()
-        # The workers of a dead agent have the other end of the pipe too, until the kernel has ended them.
+        # The copier ends when the pipe is closed. The workers of a dead agent keep the pipe open until the kernel has
+        # ended them.
         self._copier.join(timeout=1.0)
         if code == 0:
-            return "It has left."
+            return "The agent ended with exit code 0."
         if code < 0:
-            return f"It was ended by {signal.Signals(-code).name}."
-        return f"It ended with exit code {code}{f': {self._last[-1]}' if self._last else '.'}"
+            return f"The agent was ended by {signal.Signals(-code).name}."
+        return f"The agent ended with exit code {code}{f': {self._last[-1]}' if self._last else '.'}"
 
     def stop(self) -> None:
         """End the agent and its workers."""
@@ -87,10 +89,10 @@ class Keeper:
 
 
 def agent_environment(gpus: list[int] | list[str]) -> dict[str, str]:
-    """The environment of an agent that may use `gpus`: the environment of the node, without what Ray has added."""
+    """The environment of an agent that may use `gpus`: the node's environment, without the variables of Ray."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     if "OMP_NUM_THREADS" not in _raylet_environment():
-        # Ray sets this variable to the number of reserved CPUs, and the agent reserves one
+        # Ray sets this variable to the number of reserved CPUs, which is 1 for an agent
         environment.pop("OMP_NUM_THREADS", None)
     # Ray sets this variable too, but not if RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES is set on the node
     environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))

@@ -28,7 +28,7 @@ class Door(enum.IntEnum):
 
 
 def probe(address: str) -> Door:
-    """Ask the cluster whose head has this address, without a token."""
+    """Send a request without a token to the cluster whose head has this address, and report how it answers."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     try:
         done = subprocess.run(

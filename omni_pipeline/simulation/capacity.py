@@ -23,8 +23,9 @@ class Capacity(Struct, frozen=True):
 
     Attributes:
         streams: The largest number of streams that play without a gap; 0 if one stream already has gaps.
-        fails_at: The smallest larger number of streams that do not; None if the search ended at its limit.
-        audio_seconds_per_second: The highest seconds of sound per second of all levels.
+        fails_at: The smallest simulated number above `streams` at which streams have gaps; None if there is none up to
+            the limit of the search.
+        audio_seconds_per_second: The largest number of seconds of sound per second, at any simulated number of streams.
     """
 
     streams: int
@@ -33,8 +34,11 @@ class Capacity(Struct, frozen=True):
 
 
 def find_capacity(scenario: Scenario, shape: RequestShape, *, frame_seconds: float, most: int, seed: int) -> Capacity:
-    """Double the number of streams until a level fails and has hardly more sound per second than the smaller levels.
-    Then bisect until the difference is 1 stream, or at most 5 % of the level that plays.
+    """Search the largest number of streams that play without a gap. A *level* is one number of streams.
+
+    First, the level is doubled until a level has gaps, and has hardly more sound per second than the smaller levels.
+    Then the search bisects between the largest level without gaps and the next level with gaps. It ends when they
+    differ by 1 stream, or by at most 5 % of the level without gaps.
 
     Args:
         shape: The requests; they must have audio frames.
@@ -77,8 +81,8 @@ def find_capacity(scenario: Scenario, shape: RequestShape, *, frame_seconds: flo
 
 
 def _judge(scenario: Scenario, load: Load, shape: RequestShape) -> Prediction:
-    """Simulate a level. If it fails, but a second simulation without any gap would make it play, simulate it once more
-    with other times, and count both together.
+    """Simulate a level. If too many answers have gaps, but a second simulation could make the mean sufficient, simulate
+    the level once more with other random times. The result then has the mean share of answers without gaps.
     """
     found = simulate(scenario, load, shape)
     share = found.gapless or 0.0

@@ -28,13 +28,14 @@ class Change(Struct, frozen=True):
 
 
 def changes(workers: tuple[SiteWorker, ...], graph: Graph, used: Collection[str]) -> Iterator[Change]:
-    """One more replica of each group on GPUs of its own, and each stage or group that shares a GPU on one more GPU.
+    """Yields changes of two kinds. First, one more replica of a group, on GPUs that no other stage uses. Then, the move
+    of a stage or a group from a GPU that it shares with other stages to one more GPU.
 
-    Configured groups come first, then the groups and the stages of the graph that are in no configured group, and then
-    the whole pipeline. Only stages that can compute on a GPU are considered.
+    Replicas of configured groups come first. Then come the graph's groups and stages that are in no configured group,
+    and the whole pipeline if no group is configured. Stages that cannot compute on a GPU are considered only in groups.
 
     Args:
-        used: The stages that do something. Changes of other stages alone are left out.
+        used: The stages that have work in the simulation. A change is left out if it changes only other stages.
     """
     yield from _replicas(workers, graph, used)
     yield from _moves(workers, graph, used)

@@ -1,18 +1,18 @@
 """Reads the laws of a simulation: published laws by name, laws from a file, or laws from the metrics of a server.
 
-A law file is YAML or JSON. It names each stage with its law (`contract.simulation.StepLaw`):
+A law file is YAML or JSON. It contains the law of each stage (`contract.simulation.StepLaw`):
 
-    base: published                     # laws of stages that the file does not name
+    base: published                     # laws of stages that the file does not contain
     source: measured on one H100
     stages:
       thinker: {step: 0.012, item: 0.0011, token: 0.0000165}
       talker_ar: {points: [[1, 0.0071], [4, 0.008], [6, 0.0091]]}
     costs: {gateway: 0.003}             # see network.Costs
 
-A metrics page contains sums since the start of the server: one page gives one mean time of a step, at one mean batch.
-The published law is then scaled, so that it goes through this point. Of several pages, the first is only the begin, and
-each further page gives a point for the time since the page before it. With several points of different batches, a law
-is the straight line that fits best. Each step has the same weight.
+A metrics page contains sums since the start of the server. So a single page gives one point: a mean batch, and the mean
+time of its step. The published law is then scaled so that it goes through this point. If there are several pages, each
+page after the first gives a point for the time since the page before it. The law for several points of different
+batches is the straight line that fits them best. Each step has the same weight.
 """
 
 from __future__ import annotations
@@ -150,7 +150,9 @@ def _of_pages(names: Sequence[str], model: SimulationModel) -> Laws:
         if points:
             laws[stage] = _fitted(points, base.get(stage, StepLaw()))
     if not laws:
-        raise StartupError(f"--laws {names[0]}: no stage has made a step yet.")
+        raise StartupError(
+            f"--laws {names[0]}: the metrics contain no steps; send requests to the server, and read the metrics again."
+        )
     return Laws({**base, **laws}, f"measured: {', '.join(names)}")
 
 
@@ -183,7 +185,7 @@ def _points(
     the mean step since the start of the server.
 
     Args:
-        token: Time of a prompt token, which is subtracted.
+        token: Time of one prompt token. The time of all computed prompt tokens is subtracted from the steps' time.
         counter: The metric that counts the items; None for requests.
     """
     before: dict[tuple[str, str], float] = pages[0] if len(pages) > 1 else {}

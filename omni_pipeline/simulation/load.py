@@ -33,8 +33,8 @@ class Load(Struct, frozen=True):
             all begin at once.
         warm_up: Time before the measured time, in addition to `spread`.
         continues: Whether clients send further requests until all measured requests are answered.
-        before: Number of requests that a single client sends before the clients of the load begin. So the stages know
-            how long their steps take. Not together with `seconds`, which has a `warm_up`.
+        before: Number of requests that a single client sends before the clients of the load begin, so that the stages
+            have already measured their steps. Do not use it together with `seconds`; use `warm_up`.
         seed: Seed of the random times.
     """
 

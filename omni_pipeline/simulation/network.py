@@ -15,10 +15,10 @@ class Costs(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         gateway: Time of the gateway for each request, before the entry stage gets it. The gateway handles requests one
             after the other.
-        hop: From one process to another on the same host.
+        hop: Time of a message from one process to another on the same host.
         message: CPU time of a worker for each message that it sends to another process, and for each message that it
             receives.
-        latency: Additional time to a process on another host.
+        latency: Additional time of a message to a process on another host.
         bandwidth: Bytes per second from one host to another.
     """
 

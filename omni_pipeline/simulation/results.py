@@ -90,8 +90,8 @@ class Prediction(Struct, frozen=True):
         ttfa: Time to the first sound.
         e2e: Time to the end of the answer.
         gapless: Fraction of the measured spoken answers that play without a gap; None without such answers.
-        stages, gpus: How busy stages and GPUs were, from the begin of the simulation to its end.
-        bottleneck: The GPU that was busy most, or the stage that was busy most if there are no GPUs.
+        stages, gpus: How busy stages and GPUs were, from the beginning of the simulation to its end.
+        bottleneck: The GPU that was busy for the longest time. Without GPUs, the stage with the longest busy time.
         unanswered: Number of requests that were in progress at the end.
         backlog: Growth of the number of open requests in the measured time, divided by the number of requests that were
             sent in this time.

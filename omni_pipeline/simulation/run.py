@@ -1,4 +1,4 @@
-"""Runs one simulation: builds the workers of a deployment, sends them the requests of a load, and counts."""
+"""Runs one simulation: builds the workers of a deployment, sends them the load's requests, and records the answers."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Scenario(Struct, frozen=True):
         graph: The stages that the deployment runs.
         laws: The law of each stage. A stage without a law takes no time.
         gpu_labels: The names of the GPUs in the results, by their indices.
-        jitter: Each step is longer or shorter than its law says by a random fraction of at most this number. Without
-            it, workers can stay in step with each other, as no real workers do.
+        jitter: Maximum random change of the time of each step, as a fraction of the time from its law. Without jitter,
+            workers can stay synchronised with each other, which real workers do not.
     """
 
     graph: Graph
@@ -84,7 +84,7 @@ class Simulation:
         self._dice = random.Random(load.seed)
         self._begun = 0  # clients that have sent a request
         self._before = load.before  # requests that are sent before the load
-        self._began = 0.0  # begin of the load, or of the last client of a steady loop
+        self._began = 0.0  # when the load began or, with `continues`, when its last client began
         self._unmet = 0  # measured requests that are not answered yet
         self._ended = 0.0
         self._gateway_until = 0.0
@@ -242,7 +242,7 @@ class Simulation:
             self._submit()
 
     def _complete(self) -> bool:
-        """Whether all requests that count have been answered."""
+        """Whether all measured requests have been answered. False for a load that ends after its measured time."""
         return not self._load.seconds and len(self.measured) == self._load.requests and not self._unmet
 
     # --- the results ---

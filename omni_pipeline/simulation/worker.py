@@ -78,8 +78,8 @@ class _Spend(NamedTuple):
 
 
 class Worker:
-    """A process. Its loop is that of `omni_pipeline.worker.loop`: it receives messages, and then each stage that has
-    work makes a step.
+    """A simulated process. Its loop works like that of `omni_pipeline.worker.loop`: it receives messages, and then each
+    stage that has work computes a step.
 
     Args:
         stages: The stages by name, in graph order.
@@ -107,7 +107,7 @@ class Worker:
         self._send = send
         self._jitter = jitter
         self._inbox: list[SimulatedMessage] = []
-        self._sleeps = 0  # number of the current sleep
+        self._sleeps = 0  # number of sleeps so far; the timer of an earlier sleep has no effect
         self._asleep = False
         self._passes = dict.fromkeys(stages, 0)
         self._loop = self._run()

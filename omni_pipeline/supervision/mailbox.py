@@ -103,8 +103,8 @@ class Mailbox:
         self._watch_connections()
 
     def send(self, message: Message, *addresses: str) -> None:
-        """Send one message to each of `addresses`. An empty address belongs to a process on another host that has ended
-        or has not loaded yet. It gets nothing.
+        """Send one message to each of `addresses`. Empty addresses are ignored: they belong to processes on other hosts
+        that have ended or have not loaded yet.
         """
         frames = self._codec.encode(message)
         for address in filter(None, addresses):
@@ -142,8 +142,8 @@ class Mailbox:
             handler(message, received)
 
     def close(self) -> None:
-        """Close the sockets. Messages to processes on this host that have not been sent yet are dropped. Messages to
-        other hosts get a little time, because a host that misses the last message only ends after its lease.
+        """Close the sockets, and drop unsent messages to processes on this host. For unsent messages to other hosts,
+        wait up to `LINGER_MS`, because a host that does not get the last message ends only when its lease expires.
         """
         self.closed = True
         if self._loop is not None:
@@ -157,10 +157,10 @@ class Mailbox:
         self._context.term()
 
     def _watch_connections(self) -> None:
-        """Wait for the end of each new connection to another host, and no longer for the end of closed connections.
+        """Begin to watch new connections to other hosts for their end, and stop watching closed connections.
 
-        Call this method whenever connections may have been closed. Otherwise, the event loop would ignore the next file
-        with the number of a closed monitor.
+        Call this method whenever connections may have been closed. Otherwise, a new file can get the descriptor number
+        of a closed monitor, and the event loop would ignore this file.
         """
         if self._loop is None or self.closed:
             return

@@ -298,7 +298,7 @@ class Supervisor:
     @property
     def problem(self) -> str | None:
         """The reason why the pipeline cannot serve all requests now; None if it can."""
-        return "it is shutting down" if self._fleet.stopping else self._roster.problem()
+        return "the server is shutting down" if self._fleet.stopping else self._roster.problem()
 
     @property
     def degraded(self) -> str | None:

@@ -1,9 +1,9 @@
 """The main process's interface to the agents of other hosts: their fork servers, their leases and their clocks.
 
-Main and agent exchange a ping and a pong several times in `lease_seconds`. If the main process gets no pong for
-`lease_seconds`, it counts the host as lost, and the requests of its workers end. If the agent gets no ping for
-`lease_seconds`, it ends all workers of its host. So a host that the main process has given up has no workers any more,
-soon after. The connection to an agent may also end earlier, for example because the agent was killed. Then the host is
+The main process sends each agent a ping several times in `lease_seconds`, and the agent answers with a pong. If the
+main process gets no pong for `lease_seconds`, it counts the host as lost, and ends the requests of the host's workers.
+If the agent gets no ping for `lease_seconds`, it ends all workers of its host. So a lost host soon has no workers any
+more. The connection to an agent may also end earlier, for example because the agent was killed. Then the host counts as
 lost at once.
 """
 
@@ -86,7 +86,7 @@ class RemoteLauncher:
 
     Args:
         member: The host.
-        number: Number of this fork server. Each fork server of a host has another number.
+        number: Number of this fork server. Each fork server of a host has a different number.
         preload: Modules to import once for all workers.
     """
 
@@ -108,7 +108,7 @@ class RemoteLauncher:
         self._order(Kill(pid))
 
     def take(self, packet: bytes) -> None:
-        """Take a report that the agent has passed on."""
+        """Store a report that the agent has passed on."""
         report = self._decoder.decode(packet)
         if isinstance(report, Preloaded):
             self.state = LauncherState.READY
@@ -144,7 +144,7 @@ class _Contact(Struct):
     Attributes:
         heard: Time of the latest pong.
         clocks: For the latest pings: the time until the pong arrived, and the offset of the clock.
-        offset: The reported offset of the host's clock to the main host's clock, in seconds.
+        offset: The reported offset, in seconds: the time of the main host's clock minus the time of the host's clock.
         samples: The unread samples of the host's workers, by process id.
         usage: The latest use of resources, by process id.
     """
@@ -256,7 +256,7 @@ class RemoteHosts:
         return contact.usage.get(pid) if contact is not None else None
 
     def watch_ranks(self, name: str, pid: int, ranks: Collection[int]) -> None:
-        """Tell a host's agent which processes share the work of a worker process."""
+        """Send a host's agent the ids of the processes that share the work of a worker process."""
         contact = self._contacts.get(name)
         if contact is not None and ranks:
             self._mailbox.send(WatchRanks(pid, list(ranks)), contact.member.address)

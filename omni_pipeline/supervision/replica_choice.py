@@ -1,9 +1,9 @@
 """Computes which replica of a group is best for a request, from the load of each replica and from the part of the
 prompt that each replica has in its prefix cache.
 
-One score decides, and no thresholds for the length of a prefix: the tokens that must be computed before the new
-request's first token, if the replica gets the request. So a long prefix outweighs some load, and a short prefix does
-not.
+A single score decides: the number of tokens that must be computed before the new request's first token, if the replica
+gets the request. There are no thresholds for the length of a prefix. So a long prefix outweighs some load, and a short
+prefix does not.
 """
 
 from __future__ import annotations

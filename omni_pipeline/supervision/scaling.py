@@ -70,7 +70,7 @@ class Scaling:
         if not 1 <= number <= len(planned):
             raise ScalingError(
                 f"The group {group} can have 1 to {len(planned)} replicas, because memory is planned only for these "
-                f"replicas: see groups.{group}.max_replicas."
+                f"replicas. For more replicas, raise groups.{group}.max_replicas, and restart the server."
             )
         async with self._turn:
             if self._fleet.starting or self._fleet.stopping:
@@ -116,7 +116,7 @@ class Scaling:
         roster = self._fleet.roster
         for worker in workers:
             worker.phase = Phase.LEAVING
-        tell(f"Waiting for {len(self._bindings.requests(group, replica))} requests of replica {replica}.")
+        tell(f"Waiting for the requests of replica {replica} to end: {len(self._bindings.requests(group, replica))}.")
         await self._fleet.until(lambda: self._fleet.stopping or not self._bindings.requests(group, replica))
         for worker in workers:
             if worker in roster:

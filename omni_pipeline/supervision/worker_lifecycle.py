@@ -283,9 +283,9 @@ class Fleet:
     # --- addresses ---
 
     def _introduce(self, worker: WorkerState, remote_address: str) -> None:
-        """Announce the endpoint of a process that has loaded, if there are other hosts. Only now is the endpoint for
-        other hosts known. Then tell the process the endpoints of all other processes, because those that became known
-        while it was loading may not have reached it.
+        """If there are other hosts, announce the endpoint of a process that has loaded. The endpoint for other hosts is
+        not known earlier. Then send the process the current endpoints of all other processes, because it may have
+        missed announcements while it was loading.
         """
         if self._link is None:
             return
@@ -307,7 +307,7 @@ class Fleet:
                 self._mailbox.send(self.roster.announcement(worker, other.plan.host), address)
 
     def _tell_all(self, message: Message, host: str | None = None) -> None:
-        """Send a message to every worker that can be reached, or to those on `host`."""
+        """Send a message to every worker on `host` that can be reached. None means all hosts."""
         addresses = {
             worker.address_from(OWN_HOST)
             for worker in self.roster
@@ -350,7 +350,7 @@ class Fleet:
         self.changed()
 
     def _tell_keys(self) -> None:
-        """Tell all processes which hosts belong to the service now."""
+        """Send all processes the keys of the hosts that belong to the service now."""
         known = KnownHosts(dict(self._keys))
         if self._mailbox.network is not None:
             self._mailbox.network.allow(known.keys)
@@ -369,7 +369,7 @@ class Fleet:
                     self._launcher_restarts[host].ready(asyncio.get_running_loop().time())
                     # the worker that needs the module will report the error
                     for module, reason in report.failed.items():
-                        logger.warning("could not import %s beforehand: %s", module, reason)
+                        logger.warning("could not import %s before the workers started: %s", module, reason)
                     if self.state is FleetState.STARTING and host == OWN_HOST:
                         self._progress(report)
                 case Launched():
@@ -518,7 +518,7 @@ class Fleet:
             logger.error("the fork server %s has ended", which)
         for worker in list(self.roster):
             if worker.running and worker.plan.host == host:
-                self._end_process(worker, "ended with the fork server", [])
+                self._end_process(worker, "ended because the fork server ended", [])
         if self.state is FleetState.SERVING:
             loop.call_later(self._launcher_restarts[host].ended(loop.time()), self._replace_launcher, host)
 

@@ -104,7 +104,9 @@ class HostSamples(Struct, tag="host_samples"):
 
 
 class WatchRanks(Struct, tag="watch_ranks"):
-    """Tells an agent which processes share the work of the worker process `pid`, for the samples of this process."""
+    """Gives an agent the ids of the processes that share the work of the worker process `pid`. The agent needs them for
+    the samples of this process.
+    """
 
     pid: int
     ranks: list[int]
@@ -119,8 +121,8 @@ class ServerEnds(Struct, tag="server_ends"):
 
 
 class KnownHosts(Struct, tag="known_hosts"):
-    """Tells a process the public key of every host that belongs to the service now. The process accepts no message from
-    any other host from now on.
+    """Contains the public key of every host that belongs to the service now. From now on, the process that receives
+    this message accepts messages only from these hosts.
 
     Attributes:
         keys: The public keys by the name of the host.
@@ -130,8 +132,8 @@ class KnownHosts(Struct, tag="known_hosts"):
 
 
 class ClockOffset(Struct, tag="clock_offset"):
-    """Tells a worker by how many seconds the clock of the main host is ahead of the clock of the worker's host.
-    `seconds` is negative if it is behind.
+    """Gives a worker the offset of its host's clock. `seconds` is the time of the main host's clock minus the time of
+    the clock of the worker's host.
     """
 
     seconds: float

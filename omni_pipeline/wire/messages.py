@@ -112,12 +112,12 @@ class Forgotten(Struct, tag="forgotten"):
 
 
 class Claim(Struct, tag="claim"):
-    """The claim of a stage for memory. The stage sends the claim before it allocates large data for a request, and then
+    """A stage's claim for memory. The stage sends the claim before it allocates large data for a request, and then
     waits for `Granted`.
 
     Attributes:
         source: Name of the stage.
-        passing: Bytes that all stages have freed when the answer begins.
+        passing: Bytes that are in use until the answer begins. By then, all stages have freed them.
         lasting: Bytes that a stage may use until the request ends.
     """
 

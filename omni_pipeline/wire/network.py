@@ -1,9 +1,10 @@
 """Decides which other hosts may send messages to this process.
 
 Between hosts, every connection uses CURVE: it is encrypted, and each end proves that it has the secret key of its host.
-But without a handler, ZeroMQ accepts any key. The handler here accepts only the keys of an allowlist. ZeroMQ asks it
-once for each connection, in a request to an address that ZeroMQ has defined (ZeroMQ RFC 27, "ZAP"). A connection is
-refused if there is no handler, so an error in the handler cannot open the port.
+By default, ZeroMQ accepts any key. So this module runs a handler that accepts only the keys of an allowlist. For each
+new connection, ZeroMQ sends the handler a request, at an address that ZeroMQ defines (ZeroMQ RFC 27, "ZAP"). If there
+is no handler, ZeroMQ refuses all connections, because `remote` sets the options for this. So an error in the handler
+cannot open the port.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from zmq.utils import z85
 
 from omni_pipeline.wire.keys import KEY_CHARACTERS, KeyPair
 
-# Minimum time between two lines of the log about refused connections or messages.
+# Minimum time, in seconds, between two lines of the log about refused connections or messages.
 LOG_SECONDS = 60.0
 
 # The address at which ZeroMQ looks for the handler.
@@ -79,15 +80,16 @@ class Refusals:
 
 
 class Network:
-    """This process's view of the other hosts. A process has at most one network, and makes it before its inbox.
+    """The other hosts, as far as this process may exchange messages with them. A process has at most one network, and
+    creates it before its inbox.
 
     Args:
         context: The process's ZeroMQ context.
         link: The data from the process's assignment.
 
     Attributes:
-        link: The same data. `allow` does not change it.
-        offset: Seconds to add to this host's `time.monotonic` to get the main host's clock. Code outside sets it.
+        link: The argument `link`. `allow` does not change it.
+        offset: Seconds to add to this host's `time.monotonic` to get the main host's clock. The worker sets this value.
         refusals: The connections that were refused because of their key.
 
     Raises:

@@ -27,7 +27,8 @@ PIECE_BYTES = 1024 * 1024
 # CURVE adds 33 bytes to a frame. The rest is a reserve.
 _OVERHEAD_BYTES = 256
 
-# The name of the group of connections that ask for the handler in `network`. ZeroMQ demands a name, and passes it on.
+# The ZAP domain of the sockets whose connections are checked by the handler in `network`. ZeroMQ requires a domain, and
+# passes it to the handler, which does not use it.
 _DOMAIN = b"omni"
 
 # All of these events mean that the connection has ended or was never made.
@@ -67,8 +68,8 @@ def listen(socket: zmq.Socket[bytes], network: Network) -> str:
     bound, reachable = _ip(link.listen), _ip(link.reachable_as or link.listen)
     if reachable.is_unspecified:
         raise StartupError(
-            f"Other hosts cannot send messages to {reachable}: set the address of this host's network card, or also "
-            "set the address at which other hosts reach this host."
+            f"Other hosts cannot send messages to {reachable}: set the address of this host's network card instead, in "
+            "cluster.listen or hosts.….listen, or with sgl-omni join --listen."
         )
     _limit(socket, link, bound.version == 6)
     socket.curve_server = True
@@ -101,14 +102,14 @@ def cut(frame: zmq.Frame, port: int) -> None:
 
 
 class Connection:
-    """A connection to an inbox on another host. It is never made again: a message that was lost with the old connection
-    would be missing in the new one.
+    """A connection to an inbox on another host. ZeroMQ never reconnects it, because messages that were lost with the
+    old connection would be missing in the new one.
 
     Args:
         address: The address that `listen` returned on the other host.
 
     Attributes:
-        socket: Takes messages. Messages wait until the connection is made.
+        socket: The socket for sending. Messages wait until the connection is made.
         monitor: Becomes readable when the connection ends.
 
     Raises:
@@ -122,8 +123,8 @@ class Connection:
         link = network.link
         self.socket = context.socket(zmq.PUSH)
         self.socket.set_hwm(0)
-        # When a connection ends, ZeroMQ waits for this time until the unsent messages have left, although they cannot
-        # leave any more. By default, it waits for ever. Then the context could never be terminated.
+        # After a connection has ended, ZeroMQ keeps its unsent messages for this time, although they cannot be sent any
+        # more. The default is for ever, and the context could then never be terminated.
         self.socket.setsockopt(zmq.LINGER, 0)
         _limit(self.socket, link, "[" in self._endpoint)
         self.socket.curve_serverkey = key.encode()
@@ -157,7 +158,7 @@ class Connection:
             self.socket.close(linger=linger_ms)
 
     def close(self, linger_ms: int = 0) -> None:
-        """Close the connection. Unsent messages have `linger_ms` to leave."""
+        """Close the connection. ZeroMQ tries to send the unsent messages for up to `linger_ms`."""
         self.stop(linger_ms)
         self.monitor.close(linger=0)
 
@@ -184,7 +185,7 @@ def divide(frames: Sequence[Buffer]) -> tuple[list[Buffer], dict[int, int]]:
 
 
 def join(parts: Sequence[memoryview], pieces: dict[int, int]) -> list[memoryview]:
-    """The frames that `divide` has divided. Divided frames are copied."""
+    """The original frames, from the result of `divide`. Frames that were divided are copied."""
     frames: list[memoryview] = []
     rest = iter(parts)
     for index in itertools.count():
@@ -196,11 +197,11 @@ def join(parts: Sequence[memoryview], pieces: dict[int, int]) -> list[memoryview
 
 
 def _limit(socket: zmq.Socket[bytes], link: HostLink, ipv6: bool) -> None:
-    """End connections whose other end is silent. Whatever the socket does at that time, this takes less than a lease.
+    """Make the socket end connections whose other end is silent, always within less than a lease.
 
-    Both ends send heartbeats. A heartbeat waits behind data that cannot be sent, and an end that waits for the answer
-    to its own heartbeat would not notice silence then. In this case, the time limit that came with the last heartbeat
-    of the other end expires, and the operating system gives up the unacknowledged data.
+    Both ends send heartbeats, and end the connection if a heartbeat is not answered. But a heartbeat waits behind data
+    that cannot be sent, so this limit alone is not sufficient. There are two more limits for this case: the last
+    heartbeat from the other end contains a time limit, and the operating system gives up unacknowledged data.
     """
     lease = link.lease_seconds
     seconds = max(1, int(lease / 4))
@@ -250,5 +251,5 @@ def _bind(
             return port_of(socket.getsockopt_string(zmq.LAST_ENDPOINT))
     raise StartupError(
         f"All ports from {first} to {last} of {address} are in use. Each process that receives messages from other "
-        "hosts needs a port: allow more ports, or end the programs that use them."
+        "hosts needs a port: set a larger range in cluster.ports, or end the programs that use them."
     )

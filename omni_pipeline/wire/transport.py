@@ -43,8 +43,9 @@ COPY_BELOW_BYTES = 16 * 1024
 # Maximum time, in milliseconds, that a closing process waits until its last messages are sent.
 LINGER_MS = 500
 
-# A host that is not allowed any more, but sends this number of parcels, loses its connection. Otherwise a host that
-# sends for ever could keep this process busy. A small rest of messages from a dead host is only dropped.
+# Each time the inbox has refused this number of parcels, it ends the connection of the latest one. Otherwise, a host
+# that is not allowed any more but sends for ever could keep this process busy. If a dead host has sent fewer parcels,
+# they are only dropped.
 CUT_PARCELS = 1000
 
 # ZeroMQ's name for the other end of an ipc connection begins with this text. For TCP it is the numeric IP address.
@@ -55,8 +56,8 @@ class _Label(Struct, array_like=True):
     """The first frame of a parcel.
 
     Attributes:
-        sent: Time at which the parcel was sent: on the clock of this host over ipc, on that of the main host over TCP.
-            Processes of one host may not learn the offset of their clock at the same time.
+        sent: Time at which the parcel was sent. Over TCP, this is the time of the main host's clock. Over ipc, it is
+            the time of this host's clock, because processes of one host may get a new clock offset at different times.
         counts: Number of frames of each message.
         pieces: Number of pieces of each frame that was divided, by the frame's index.
     """
@@ -214,7 +215,7 @@ class Inbox:
         except msgspec.MsgspecError:
             if not host:
                 raise
-            self._refusals.add(f"host {host} has sent a malformed parcel")
+            self._refusals.add(f"host {host} has sent malformed messages")
             return
         sent = label.sent
         if host and self._network is not None:
@@ -250,7 +251,7 @@ class Outbox:
 
     @property
     def monitors(self) -> Sequence[zmq.Socket[bytes]]:
-        """Sockets that become readable when `lost` may have news. Empty without connections to other hosts."""
+        """Sockets that become readable when `lost` may return an address. Empty without connections to other hosts."""
         connections = [*self._connections.values(), *(connection for _, connection in self._broken)]
         return [connection.monitor for connection in connections]
 

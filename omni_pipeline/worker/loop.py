@@ -262,8 +262,8 @@ class WorkerLoop:
             self._outbox.send(self._routing.home, *map(self._codec.encode, answers))
 
     def _redirect(self, moved: Moved) -> None:
-        """Learn the address of a process. If it replaces another process, disconnect from the other process. If a
-        request has an incomplete stream from or to the other process, end the request with an error.
+        """Store the new address of a process. If the process replaces an earlier process, disconnect from the earlier
+        process. If a request has an incomplete stream from or to the earlier process, end the request with an error.
         """
         replaced = self._routing.move(moved.stages, moved.replica, moved.address)
         error = worker_lost(moved.worker).info
@@ -370,10 +370,11 @@ class WorkerLoop:
             self._post_later(address, timed)
 
     def _timed_advice(self, advice: Advice[Any], sign: int) -> Advice[Any]:
-        """Advice with its times in another clock. On the wire, times are by the clock of the main host.
+        """Returns `advice`, with its times converted to another clock. If there are other hosts, the times in messages
+        between processes are those of the main host's clock.
 
         Args:
-            sign: 1 from the clock of this host to the main host's clock, and -1 for the other direction.
+            sign: 1 to convert from this host's clock to the main host's clock; -1 for the other direction.
         """
         if self._network is None or not isinstance(advice.body, TimedAdvice):
             return advice

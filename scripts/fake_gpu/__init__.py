@@ -5,7 +5,7 @@ So on a machine without a GPU, SGLang resolves its arguments, imports its CUDA m
 the patches are applied only in child processes. The modules:
 
 - `machine`: describes cards, MIG instances, and the devices that a process can use.
-- `accelerator`: starts the child process, which runs functions as on a given machine.
+- `accelerator`: starts the child process, which runs functions as if on a given machine.
 - `child`: the child itself, which forks for each function.
 - `torch_cuda`, `nvml`, `driver`, `kernels`: the replacements in a child.
 """

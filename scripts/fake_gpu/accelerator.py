@@ -23,8 +23,8 @@ _SECONDS = 120
 
 
 class RunFailed(Exception):
-    """A function under fake GPUs raised an error, or its process ended. The message has the traceback and the
-    output.
+    """A function under fake GPUs raised an error, or its process ended before the function returned. The message has
+    the traceback and the output.
     """
 
 

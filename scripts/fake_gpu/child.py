@@ -91,7 +91,7 @@ def _forked(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _end(writing: int, log: int, function: Callable[[], Any]) -> None:
-    """Run a function, write its answer, and exit without the parent's exit handlers."""
+    """Run a function, write its answer, and exit without running the parent's exit handlers."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # only the parent reads later orders
     os.dup2(log, 1)
     os.dup2(log, 2)

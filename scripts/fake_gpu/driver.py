@@ -29,8 +29,8 @@ esac
 
 
 def install(machine: Machine, directory: Path) -> None:
-    """Show the device nodes of `machine`. Write an `nvidia-smi` that describes `machine` into `directory`, and put
-    `directory` first on PATH.
+    """Make `glob.glob` list the device nodes of `machine`. Write an `nvidia-smi` that describes `machine` into
+    `directory`, and put `directory` first on PATH.
     """
     real = glob.glob
 

@@ -130,7 +130,7 @@ class Machine(Struct, frozen=True):
 
 
 def _uuid(kind: str, *numbers: int) -> str:
-    """A device's id, the same in every process."""
+    """The id of a device. The same arguments give the same id in every process."""
     return f"{kind}-{uuid.uuid5(uuid.NAMESPACE_OID, f'{kind} {_joined(numbers)}')}"
 
 

@@ -19,7 +19,7 @@ _REGISTERS = 65536
 
 
 class Stream:
-    """A fake CUDA stream, and a fake CUDA event. It never waits."""
+    """Serves both as a fake CUDA stream and as a fake CUDA event. It never waits."""
 
     cuda_stream = 0
 

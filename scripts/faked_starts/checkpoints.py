@@ -49,7 +49,7 @@ QUANTIZATION: dict[str, dict[str, Any] | None] = {
         },
     },
 }
-"""``quantization_config`` by the name of the kind; None for plain weights."""
+"""The ``quantization_config`` of each kind of checkpoint, by the name of the kind; None for unquantised weights."""
 
 
 def write(kind: str, directory: Path, *, layers: int | None = None) -> Path:

@@ -75,12 +75,13 @@ def starts(checkpoints: dict[str, Path]) -> Iterator[FakedStart]:
 def _growing(
     start: FakedStart, path: Path, checkpoint: Checkpoint | StartupError, checked: set[tuple[tuple[str, int], ...]]
 ) -> Iterator[FakedStart]:
-    """Plans one layout on 1, 2, 3 … GPUs of one kind. The layout is planned again only if one more GPU changes the
-    workers of the layout.
+    """Plans one layout on GPUs of one kind, for each number of GPUs in `COUNTS`. The layout is planned again only if
+    more GPUs change the workers of the layout.
 
     Args:
-        checked: For each stage, the numbers of ranks that have already been checked against the checkpoint. Each number
-            is checked once, not once per kind of GPU, because all GPUs in `CARDS` are of one generation.
+        checked: The combinations of stages and their numbers of ranks that have already been checked against the
+            checkpoint. Each combination is checked once, not once per kind of GPU, because all GPUs in `CARDS` are of
+            one generation.
     """
     known: list[tuple[Deployment, FakedStart]] = []
     for count in COUNTS:

@@ -31,8 +31,8 @@ _LITTLE: dict[str, Any] = {"max_output_tokens": 3, "output_modalities": ["text"]
 
 
 async def run(url: str, report: FuzzReport, numbers: Iterator[int], *, concurrency: int) -> None:
-    """Run the cases with these numbers. `concurrency` is the number of cases that run at a time. Then check that no
-    data of the sessions remains in the server.
+    """Run the cases with these numbers, `concurrency` cases at a time. Then check that no data of the sessions remains
+    in the server.
     """
     async with aiohttp.ClientSession() as session:
         async with asyncio.TaskGroup() as workers:

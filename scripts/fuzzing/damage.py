@@ -89,7 +89,7 @@ def noise(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
 
 
 def splice(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """Continue the file with a part of another file."""
+    """Replace the end of the file, from a random place on, by the end of another file."""
     other = rng.choice(others)
     place = rng.randrange(1, len(data) + 1)
     data[place:] = other[rng.randrange(len(other)) :]

@@ -46,7 +46,7 @@ def piped(sound: numpy.ndarray, container: str, codec: str, **options: str) -> b
 
 
 def wav_of_size(sound: numpy.ndarray, size: int) -> bytes:
-    """A WAV file with 16-bit samples. Its header claims that the sound data have this size."""
+    """A WAV file of `sound` in 16 bits. Its header states `size` bytes of sound data, whatever the real size is."""
     data = bytearray(sound_file(sound, "WAV"))
     struct.pack_into("<I", data, _WAV_SIZE_AT, size)
     return bytes(data)
@@ -63,7 +63,7 @@ def sound_file(sound: numpy.ndarray, container: str) -> bytes:
 
 
 def unsized_sounds(sound: numpy.ndarray) -> dict[str, bytes]:
-    """A sound in 16 bits, in files whose headers do not state the size."""
+    """`sound` in 16 bits, in several files whose headers do not state the size of the sound data."""
     aiff = bytearray(sound_file(sound, "AIFF"))
     struct.pack_into(">I", aiff, aiff.index(b"COMM") + 10, 0x7F00_0000 // 2)
     struct.pack_into(">I", aiff, aiff.index(b"SSND") + 4, 0x7F00_0000 + 8)
@@ -203,7 +203,7 @@ EMPTY_TRACKS: dict[str, dict[str, Any]] = {
 def _encode_sound(
     output: av.container.OutputContainer, stream: av.AudioStream, sound: numpy.ndarray, begins: int
 ) -> None:
-    """Encode and write a sound. The time at which the sound begins is given as a number of samples."""
+    """Encode and write `sound`. `begins` is the time at which it begins, as a number of samples."""
     rate = stream.rate
     frame = av.AudioFrame.from_ndarray(sound[None, :].astype(numpy.float32), format="flt", layout="mono")
     frame.sample_rate, frame.pts = rate, 0

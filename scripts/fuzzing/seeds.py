@@ -84,7 +84,7 @@ def seeds() -> list[Seed]:
 
 
 def _odd_files() -> list[Seed]:
-    """Files as some programs write them."""
+    """The intact but unusual files that the functions of `odd_files` make."""
     pixels = _pixels()[..., 0]
     sound = _tone(RATE)[: RATE // 5]
     made = [Seed("image", name, data) for name, data in transparent_pictures(pixels > 128).items()]

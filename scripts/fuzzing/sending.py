@@ -34,7 +34,7 @@ class FuzzCase(Struct):
 async def run(
     url: str, report: FuzzReport, numbers: Iterator[int], make: Callable[[int], FuzzCase], *, concurrency: int
 ) -> None:
-    """Make and send the cases with these numbers. `concurrency` is the number of cases that are sent at a time."""
+    """Make and send the cases with these numbers, `concurrency` cases at a time."""
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as workers:
         for _ in range(concurrency):
@@ -77,7 +77,7 @@ async def _code(response: aiohttp.ClientResponse) -> str:
 
 
 async def _until_healthy(session: aiohttp.ClientSession, url: str) -> None:
-    """Wait until a worker that is restarting is ready."""
+    """Wait until the server is healthy, because a worker may be restarting."""
     while True:
         async with session.get(f"{url}/health") as response:
             if response.status == 200:

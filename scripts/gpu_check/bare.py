@@ -2,7 +2,9 @@
 """Checks this project on a bare machine: one GPU, torch, Triton and transformers, but no SGLang and no network.
 
     python scripts/gpu_check/bundle.py                              # first, on a machine with a package index
-    python scripts/gpu_check/bare.py --minutes 9 --out results      # then, on that machine, with checkout and bundle
+    python scripts/gpu_check/bare.py --minutes 9 --out results      # then, on the bare machine
+
+The bare machine needs the checkout, and the bundle that the first command makes.
 
 Unpacks the bundle into a temporary directory. Runs parts.py and then engine.py. Both scripts together take at most the
 given minutes. Prints a line of JSON for each check, and keeps the lines in parts.jsonl and engine.jsonl under --out.
@@ -25,13 +27,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BUNDLE = HERE.parents[1] / "out" / "bare-gpu"
 
-# Share of the total time for the checks of the parts. The checks of the engine have the remaining time.
+# The share of the total time that parts.py may use. The rest is for engine.py.
 _PARTS_SHARE = 0.48
 # Seconds that a child may take to end after its time is up.
 _MARGIN = 15
 
-# If this project is installed, it has this entry point. Through the entry point, SGLang finds our platform for machines
-# without a GPU. Here the project is not installed, so this script writes the file with the entry point.
+# SGLang finds our platform for machines without a GPU through this entry point, which an installed project has. On the
+# bare machine, the project is not installed, so this script writes the file with the entry point.
 _ENTRY_POINTS = "[sglang.srt.platforms]\nomni_cpu = stages.sglang_engine.cpu_platform:activate\n"
 _METADATA = "Metadata-Version: 2.1\nName: omni-pipeline\nVersion: 0\n"
 
@@ -89,7 +91,7 @@ def run(name: str, seconds: float, directory: str, options: argparse.Namespace) 
     command = [sys.executable, HERE / f"{name}.py", *flags, "--out", options.out / f"{name}.jsonl"]
     paths = [directory, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    # If a script cannot begin, it prints no line of JSON. In this case, the script prints the reason on standard error.
+    # The script inherits standard error. If it cannot start, it prints the reason there, and no line of JSON.
     child = subprocess.Popen(command, env=environment)
     try:
         return min(1, abs(child.wait(max(1.0, seconds) + _MARGIN)))

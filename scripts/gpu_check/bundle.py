@@ -3,9 +3,9 @@
 
     python scripts/gpu_check/bundle.py          # into out/bare-gpu, which git ignores
 
-The wheels are for the Python of the other machine, and have the versions in requirements/constraints.txt. SGLang's
-wheel is cut down to its Python and CUDA sources: its compiled parts fit only one version of torch, and the checks do
-not use them. So the bundle stays below 32 MiB.
+The wheels are for the Python of that machine (--python), and have the versions in requirements/constraints.txt.
+SGLang's wheel is cut down to its Python and CUDA sources: its compiled parts fit only one version of torch, and the
+checks do not use them. So the bundle stays below 32 MiB.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ __global__ void twice(__nv_bfloat16* x) { x[threadIdx.x] += x[threadIdx.x]; }
 extern "C" int run(void* x) { twice<<<1, 32>>>((__nv_bfloat16*)x); return cudaGetLastError(); }
 """
 
-# Maximum error of a sum of 256 products of normally distributed numbers. The error is 1e-5 in float32, and about 1e-2
-# in TF32.
+# Allowed error of a sum of 256 products of normally distributed numbers. The usual error is about 1e-5 in float32, and
+# about 1e-2 in TF32.
 _SAME = 0.1
 
 
@@ -168,7 +168,7 @@ def compiles(capabilities: Iterable[str]) -> Check:
 
 
 def commit() -> str:
-    """The commit that is checked out, marked if files differ from it."""
+    """The commit that is checked out, marked with ``-dirty`` if files differ from the commit."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True, text=True, check=False, cwd=os.path.dirname(__file__),

@@ -34,7 +34,7 @@ PRELOADED = (
     *(f"stages.encoders.{name}" for name in ("image_encoder", "audio_encoder")),
     *(f"stages.{name}" for name in ("code_predictor", "code2wav", "checkpoint.memory_needs")),
 )
-# Seconds that a check keeps in reserve for its end.
+# A check stops measuring this number of seconds before the time at which it is killed.
 _RESERVE = 5
 
 

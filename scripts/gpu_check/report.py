@@ -19,7 +19,7 @@ _SIGNS = {True: "pass", False: "**FAIL**", None: "told"}
 _ROOM = 2_000  # number of characters that the report leaves free for the author of the issue
 _DETAIL = 400
 _NOTE = "*(shortened: {} characters are left out here)*"
-_LEAST = len(_NOTE) + 20  # characters that remain of a section that must be cut
+_LEAST = len(_NOTE) + 20  # characters for the note and the fence of a cut section; sections are not cut further
 _FENCE = re.compile(r"^(`{3,})", re.MULTILINE)
 
 

@@ -101,7 +101,7 @@ def _thinker(shapes: Shapes, vocabulary: Vocabulary) -> Json:
             "model_type": "qwen3_omni_moe_text",
             **_decoder(shapes.thinker, rope_theta=1_000_000),
             **_mrope(shapes.thinker.head_dim),
-            # The size is rounded up, as in the real model, because a server must handle rows that belong to no token.
+            # The size is rounded up, as in the real model. So tests show whether a server handles rows without a token.
             "vocab_size": -(-len(vocabulary) // _ROW_MULTIPLE) * _ROW_MULTIPLE,
         },
     }

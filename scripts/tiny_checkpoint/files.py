@@ -43,7 +43,7 @@ def write_checkpoint(
 
 
 def chat_template(*, reasons: bool) -> str:
-    """The chat template in Jinja's language. A model that reasons has other turns than a model that does not."""
+    """The chat template in Jinja's language. The template of a model that reasons renders the turns differently."""
     template = _source("chat_template.jinja")
     if reasons:
         head, turns, _ = template.partition(_TURNS)

@@ -76,7 +76,7 @@ Pair = tuple[bytes, bytes]
 class Vocabulary:
     """A cut byte-pair vocabulary: `tokens` in id order, then `ADDED_TOKENS`.
 
-    `merges` are in the order of priority in encoding.
+    When text is encoded, earlier `merges` have priority over later ones.
     """
 
     tokens: tuple[bytes, ...]
@@ -101,8 +101,7 @@ class Vocabulary:
 
 
 def cut_vocabulary(ranks: int, words: Iterable[str] = ()) -> Vocabulary:
-    """Keep the first ranks of Qwen's tokenizer, and the tokens that the role words and `words` need. `ranks` is the
-    number of ranks to keep.
+    """Keep the first `ranks` ranks of Qwen's tokenizer, and the tokens that the role words and `words` need.
 
     A word that is not a token of Qwen's tokenizer is spelled in pieces, as by Qwen's tokenizer.
 

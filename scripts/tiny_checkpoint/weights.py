@@ -204,8 +204,8 @@ def _let_speech_end(model: Model, config: Json, vocabulary: Vocabulary, seed: in
 
 
 def _let_end(head: Tensor, end: int, others: slice, states: Tensor, mean_length: int) -> None:
-    """Change row `end` of `head`, so that in one out of N states its score is above the scores of the rows `others`. N
-    is `mean_length`.
+    """Change row `end` of `head`, so that in about one of `mean_length` states its score is higher than the scores of
+    all rows in `others`.
 
     `states` are [trials, 1 + steps, hidden]. The first state of each trial chooses the first token of an answer.
     """
@@ -234,7 +234,7 @@ def _along(vector: Tensor, direction: Tensor) -> Tensor:
 
 
 def _silence_unspeakable_rows(model: Model, vocabulary: Vocabulary, speakable: Iterable[str]) -> None:
-    """Ensure that the rows of the text head that do not stand for text are never chosen, greedily or by sampling.
+    """Ensure that the text head never chooses a row that stands for no text, neither greedily nor by sampling.
 
     There are two kinds of these rows. The rows beyond the tokenizer cannot be decoded. The rows of added tokens must
     not be chosen, because a trained model does not generate these tokens without a reason. For example, a generated

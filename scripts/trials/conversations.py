@@ -38,8 +38,7 @@ class TrialConversation(Struct, frozen=True):
 
 
 def conversations(seed: int, *, of_each: int, speech: bool) -> list[TrialConversation]:
-    """Make requests of every kind. `of_each` is the number of requests of each kind. The same seed gives the same
-    requests.
+    """Make `of_each` requests of each kind. The same seed gives the same requests.
 
     Requests for spoken answers are made only with `speech`.
     """

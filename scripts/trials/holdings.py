@@ -127,8 +127,8 @@ async def wait_until_free(
     """Wait until the server holds no more than `before`.
 
     Returns:
-        Three values: the seconds that this took, the resources that were still held after the time `soon`, and the
-        resources that were still held after the time `longest`.
+        Three values: the seconds that this took, the resources that were still held after `soon` seconds, and the
+        resources that were still held after `longest` seconds.
     """
     begin = time.monotonic()
     late: list[str] = []

@@ -60,8 +60,8 @@ async def ask_alone(session: aiohttp.ClientSession, url: str, wanted: Sequence[T
 
 
 class Traffic:
-    """Runs some clients. `clients` is their number. Each client sends random requests from `wanted`, and waits for the
-    end of a request before it sends the next.
+    """Runs `clients` clients at the same time. Each client sends random requests from `wanted`, and waits for the end
+    of a request before it sends the next.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Computes the bytes of the messages between two stages for one request. The shapes of the messages
-(`stages.messages`) and the sizes in the model's config are the only input. A test compares the results with encoded
-messages.
+"""Computes the bytes of the messages between two stages for one request. The inputs are the request's numbers of
+tokens, the shapes of the messages (`stages.messages`), and the sizes in the model's config. A test compares the results
+with encoded messages.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _FRAMES_PER_CHUNK = 100
 
 
 def patches(situation: Situation) -> Traffic:
-    """preprocessing → image_encoder: the pixels of all pictures, in float32. A patch has two frames, so a picture is
-    sent twice.
+    """preprocessing → image_encoder: the patches of all pictures, in float32. A patch has pixels for two frames, so it
+    contains the pixels of a picture twice.
     """
     vision = read(situation.config).thinker_config.vision_config
     row = vision.spatial_merge_size**2 * vision.patch_elements * _FLOAT
@@ -66,7 +66,7 @@ def tokens(situation: Situation) -> Traffic:
 
 
 def report(situation: Situation) -> Traffic:
-    """decode → thinker: the end of the text."""
+    """decode → thinker: one message, which ends the text. Reports about spoken tokens (`Certain`) are not counted."""
     return _equal(MESSAGE_BYTES)
 
 
@@ -81,13 +81,13 @@ def talker_prompt(situation: Situation) -> Traffic:
 
 def passages(situation: Situation) -> Traffic:
     """preprocessing → talker_ar: the ids of a text that is read aloud, as MessagePack numbers. Other requests send
-    nothing here.
+    nothing on this edge.
     """
     return _equal(situation.request.answer_tokens * 5 + 3 * MESSAGE_BYTES)
 
 
 def frames(situation: Situation) -> Traffic:
-    """code_predictor → code2wav: one message with the codes of each frame."""
+    """code_predictor → code2wav: one message for each frame, with the codes of the frame."""
     talker = read(situation.config).talker_config
     codes = talker.num_code_groups * _ID if talker is not None else 0
     return _equal(_frames(situation) * (codes + MESSAGE_BYTES))

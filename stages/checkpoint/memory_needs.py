@@ -1,5 +1,5 @@
-"""Computes the GPU memory that each stage needs besides its weights. The sizes in the model's config are the only
-input.
+"""Computes the GPU memory that each stage needs besides its weights. The model is not loaded: the inputs are the sizes
+in its config, the stage's options and devices, and the size of an example request.
 
 For a module of the reference, this module computes the peak of the memory use: the sum of the sizes of all tensors that
 exist at the same time. A test compares this peak with the peak that torch's profiler counts
@@ -109,8 +109,9 @@ def thinker(situation: Situation) -> Needs:
 
 
 def talker(situation: Situation) -> Needs:
-    """The memory that talker_ar needs for SGLang's decoder, its KV cache, and the rows of prompts and frames. Prompts
-    for later requests stay only in the part of the KV cache that no utterance uses.
+    """The memory that talker_ar needs for SGLang's decoder, its KV cache, and the rows of prompts and frames. No cache
+    memory is added for prompts that later requests may reuse. Such prompts stay in the part of the KV cache that no
+    utterance uses.
     """
     options: TalkerOptions = situation.options
     config = _speaking(read(situation.config))[0].text_config

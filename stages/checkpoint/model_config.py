@@ -109,7 +109,8 @@ class TalkerConfig(Struct, frozen=True, kw_only=True):
 
 class VocoderConfig(DecoderConfig, frozen=True, kw_only=True):
     """The sizes of code2wav. It consists of a transformer, and of convolutions after the transformer. The convolutions
-    turn each frame into samples; their number is `samples_per_frame`.
+    turn each frame into samples. The number of samples per frame is the product of all `upsample_rates` and
+    `upsampling_ratios`.
     """
 
     codebook_size: int

@@ -55,8 +55,8 @@ def quantised_modules(modules: dict[str, set[str]]) -> list[str]:
 
 
 def misplaced(quantization: Quantization | None, part: str, tensors: Collection[str]) -> str | None:
-    """Check the quantised layers of a part. If something is wrong with them, the result says what is wrong. It is the
-    end of a sentence for an error message. None if nothing is wrong.
+    """Check the quantised layers of a part. Returns the first problem, worded as the end of a sentence in an error
+    message; None if there is no problem.
 
     Args:
         quantization: The part's quantisation according to the configuration.

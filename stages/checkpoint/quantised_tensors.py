@@ -16,7 +16,7 @@ BODIES = {
     Form.PACKED: "weight_packed",
     Form.FLOAT: "weight",
 }
-"""Tensors that contain quantised numbers have names with these endings."""
+"""For each form, the ending of the name of the tensor that contains the quantised numbers of a weight."""
 
 Entry = tuple[str, tuple[int, ...], int]
 """The ending of a tensor's name, the tensor's shape, and the bytes of one element."""
@@ -83,8 +83,8 @@ def _float(quantization: Quantization, outputs: int, inputs: int, item_size: int
 def sizes(
     quantization: Quantization, module: str, shape: tuple[int, ...], item_size: int
 ) -> Iterator[tuple[str, tuple[int, int, bool]]]:
-    """Yields a pair for each stored tensor of a quantised weight: the tensor's name, and three facts. The facts are the
-    number of elements, the number of bytes, and whether the tensor keeps its type when it is loaded.
+    """Yields, for each stored tensor of a quantised weight, the tensor's name with a tuple: number of elements, number
+    of bytes, and whether the tensor keeps its type when it is loaded.
     """
     outputs, inputs = shape
     for name, own, size in entries(quantization, outputs, inputs, item_size):
@@ -94,9 +94,7 @@ def sizes(
 
 
 def _words(numbers: int, bits: int) -> int:
-    """Number of 32-bit integers that are needed for packed numbers. `numbers` is the count of the packed numbers, and
-    `bits` is the size of each.
-    """
+    """Number of 32-bit integers that are needed to pack `numbers` values of `bits` bits each."""
     return -(-numbers * bits // 32)
 
 

@@ -28,13 +28,13 @@ _ENDINGS = tuple(
 )
 
 PLACES = ("quantization_config", "compression_config")
-"""Keys under which a configuration may have the quantisation. If several of these keys are present, the first one
+"""Keys under which a configuration may store the quantisation. If several of these keys are present, the first one
 counts.
 """
 
 # Names of quantisation methods that are always refused, each with the reason.
 _REFUSED = {
-    "bitsandbytes": "its weights are unpacked at each use, and this server has no reference for the unpacking",
+    "bitsandbytes": "its weights are unpacked at each use, and this server does not support this unpacking",
     "gguf": "it is a separate file format, and this server reads only safetensors files",
     "mxfp4": "its 4-bit floats need a GPU and kernels that are not supported",
     "mxfp8": "its scales, one for 32 numbers, need a GPU and kernels that are not supported",

@@ -1,8 +1,8 @@
-"""Predicts how long the vocoder needs for a chunk, from the chunks that it has decoded."""
+"""Predicts the decoding time of a chunk from the decoding times of recent chunks."""
 
 from __future__ import annotations
 
-_KEPT = 0.97  # weight of earlier chunks after each new chunk
+_KEPT = 0.97  # each new chunk multiplies the weights of all earlier chunks by this factor
 _LEAST = 0.25  # a prediction is at least this fraction of the mean time of recent chunks
 
 

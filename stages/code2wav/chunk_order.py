@@ -1,9 +1,9 @@
 """Decides which utterances the vocoder decodes next.
 
 A chunk is a number of consecutive frames of one utterance, which are decoded and sent together. There are two orders.
-`ArrivalOrder` decodes chunks in the order of their arrival. `ListenerOrder` decodes for the listener whose player will
-run out of sound first. `ListenerOrder` delays the start of a new utterance while this start would probably make a later
-chunk arrive too late, either of this utterance or of another.
+`ArrivalOrder` decodes chunks in the order in which they become complete. `ListenerOrder` first decodes for the listener
+whose player will run out of sound first. It may delay the first chunk of a new utterance. It does so if a later chunk,
+of this utterance or of another one, would otherwise probably arrive too late.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class ChunkOrder(Protocol):
         """Note a new utterance, whose prompt the talker is about to compute."""
 
     def add_frame(self, request_id: str, now: float) -> None:
-        """Note that a frame waits."""
+        """Note that another frame of an utterance has arrived."""
 
     def end(self, request_id: str, now: float) -> None:
-        """Note that no frame will follow."""
+        """Note that all frames of an utterance have arrived."""
 
     def forget(self, request_id: str) -> None:
         """Forget an utterance, and free its slot in the vocoder. Ignores unknown ids."""
@@ -103,7 +103,8 @@ class _Frames:
     Attributes:
         streamed: Whether a client plays the utterance while it is made.
         player: The listener's player, if `streamed`.
-        waiting, decoded: Numbers of frames.
+        waiting: Number of frames that have arrived and are not decoded.
+        decoded: Number of decoded frames.
         ended: Whether all frames have arrived.
         first_at, last_at: Arrival of the first and of the latest frame.
         complete_at: Time at which the waiting chunk became complete, or at which the utterance ended.
@@ -186,7 +187,7 @@ class _Mean:
 
 
 class _Utterances:
-    """The utterances of an order, and the batches that they can form.
+    """The utterances that a `ChunkOrder` manages, and the batches that they can form.
 
     Args:
         sizes: Sizes of the first chunk, the second chunk, and so on. The last size applies to all later chunks.
@@ -271,7 +272,7 @@ class ArrivalOrder(_Utterances):
         for request_id in chunk.request_ids:
             del self._queue[request_id]
             self._utterances[request_id].take(chunk.frames)
-            self._queue_if_ready(request_id)  # goes behind the utterances that have waited longer
+            self._queue_if_ready(request_id)  # the next chunk waits behind the chunks that were complete before
         return None
 
     @property
@@ -292,8 +293,8 @@ class ListenerOrder(_Utterances):
     chunks in time. An utterance that nobody plays is due `PATIENCE_SECONDS` after its chunk is complete. So an
     utterance that nobody plays does not wait for ever.
 
-    The sizes of chunks do not depend on other utterances. So an utterance has exactly the same samples whether it is
-    decoded alone or together with others.
+    The sizes of an utterance's chunks do not depend on other utterances. Its samples do not depend on them either,
+    except for rounding if a batch contains several utterances.
     """
 
     def __init__(self, sizes: Sequence[int], slots: int, max_batch: int) -> None:
@@ -398,7 +399,8 @@ class ListenerOrder(_Utterances):
             return False
         size = self._size(each)
         begun = now + self._cost.seconds(size)
-        # The waiting frames are decoded soon after the first chunk. While they are played, the next frame can be made.
+        # All frames that have arrived will be decoded soon. While the player plays them, the next frame must be made,
+        # decoded and sent.
         bridged = FRAME_SECONDS * each.waiting + TOLERANCE_SECONDS
         if self._frame_delay.seconds(now) + self._cost.seconds(1) + MARGIN_SECONDS > bridged:
             return False
@@ -410,9 +412,9 @@ class ListenerOrder(_Utterances):
     def _keeps_up(self, first: int, waiting: int) -> bool:
         """Whether each later chunk of an utterance, up to the second full chunk, is expected in time. The prediction
         assumes:
-        - the first chunk is sent now, and `first` is the number of its frames;
-        - `waiting` is the number of frames that have been made and wait;
-        - the other frames come at the usual pace.
+        - the decoding of the first chunk, which has `first` frames, begins now;
+        - `waiting` frames have been made, including the frames of the first chunk;
+        - the later frames are made at the usual pace.
         """
         sent, full = first, 0
         while full < 2:

@@ -1,8 +1,9 @@
-"""Computes the vocoder's residual units and activations on a CPU, in one pass over the samples.
+"""Computes the vocoder's residual units and activations on a CPU, in few passes over the samples.
 
 In torch, a residual unit is about twenty operations. Each operation reads and writes all samples, and a dilated
-convolution also copies every sample once for each tap. Here, the samples are computed piece by piece: a piece goes
-through the whole unit while it is in the core's cache.
+convolution also copies every sample once for each tap. Here, a residual unit needs two passes. The first pass computes
+the first activation. The second pass computes the rest of the unit piece by piece, so that a piece stays in the core's
+cache.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ _PI_LOW = np.float32(9.676535897932e-4)
 
 @inlined
 def _snake(x: Any, alpha: Any, scale: Any) -> Any:
-    """x + sin²(alpha · x) · scale. The sine is a polynomial of degree 9 in the distance to the next multiple of π, with
-    an absolute error of 2e-7.
+    """x + sin²(alpha · x) · scale. The sine is a polynomial of degree 9 in the distance to the nearest multiple of π,
+    with an absolute error of 2e-7.
     """
     angle = x * alpha
     turns = np.floor(angle * _INVERSE_PI + np.float32(0.5))

@@ -59,7 +59,7 @@ class StreamingVocoder:
         self._layers += [_streaming(layer, slots) for layer in model.decoder]
 
     def decode(self, codes: Tensor, streams: Streams) -> Tensor:
-        """Decode the next frames of each utterance to the samples that are now complete.
+        """Decode the next frames of each utterance, and return the samples that can now be computed.
 
         Args:
             codes: int64 [batch, frames, codebooks].

@@ -23,7 +23,9 @@ from stages.sampling_filters import ALL
 
 
 class CompiledLayer(NamedTuple):
-    """The weights of a `CachedLayer`. Matrices are [out, in]; norm weights are those of the reference."""
+    """The weights of a `CachedLayer`. Matrices are [out, in]. `input_norm` and `output_norm` are the reference's norm
+    weights, without the factor √width of `Norm`.
+    """
 
     input_norm: FloatArray
     qkv: FloatArray

@@ -1,4 +1,5 @@
-"""Records the computation of whole frames once and repeats it, for batches padded to a power of two.
+"""Records the computation of whole frames once and repeats it. Batches are padded to a power of two or to the largest
+recorded size.
 
 A frame is about a thousand small operations. On a GPU they become one launch, a CUDA graph. On a CPU they become a
 TorchScript trace, which runs the same operations without Python in between, and takes half the time.
@@ -33,8 +34,8 @@ WARM_UPS = 3
 MOST_TRACED = 8
 TRACED_BEFOREHAND = 1
 
-# Number of likeliest codes from which most recordings sample. The number is small, because sorting the candidates takes
-# longer than the rest of sampling, and few requests ask for more candidates.
+# Number of candidates in the narrow recordings, which sample from this number of likeliest codes. The number is small,
+# because sorting the candidates takes longer than the rest of sampling. Few requests need more candidates.
 NARROW = 64
 GREEDY = 1
 

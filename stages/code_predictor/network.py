@@ -25,8 +25,8 @@ Choose = Callable[[Tensor, int], Tensor]
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Converts x to a data type. If x already has this type, nothing is recorded. (`Tensor.to` would record an
-    operation even then.)
+    """Converts x to a data type. If x already has this type, a recording gets no operation for the conversion.
+    (`Tensor.to` would record an operation even then.)
     """
     return x if x.dtype == dtype else x.to(dtype)
 

@@ -196,7 +196,7 @@ class CallSplitter:
         return False
 
     def _close(self, parts: list[Part], length: int) -> None:
-        """End the block. `length` is the number of held characters that belong to the block."""
+        """End the block. The first `length` held characters belong to the block."""
         block = "".join(self._block) + self._held[:length]
         self._held = block + self._held[length:]
         self._block = []
@@ -269,7 +269,7 @@ class _JsonStrings:
 
 
 def begun(text: str, marker: str) -> int:
-    """The number of characters at the end of `text` that may be the beginning of `marker`; 0 if there are none. If
-    several numbers are possible, the largest counts. A complete marker does not count.
+    """Length of the longest end of `text` that is also the beginning of `marker`; 0 if there is none. A complete marker
+    does not count.
     """
     return next((size for size in range(min(len(text), len(marker) - 1), 0, -1) if text.endswith(marker[:size])), 0)

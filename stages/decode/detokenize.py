@@ -46,7 +46,7 @@ class TokenTable:
 
 @dataclass(slots=True)
 class _HeldText:
-    """The log-probability of a token whose text may not be shown yet."""
+    """The log-probability of a token, held back with the token's text."""
 
     start: int  # number of characters in the text before this token
     logprob: TokenLogprob
@@ -160,8 +160,8 @@ class Transcript:
         return text, ready
 
     def _cut_at_stop(self, before: int) -> None:
-        """Look for a stop string, and cut the text where it begins. Only a stop string whose end lies in the new held
-        text counts. `before` is the number of held characters before the new text.
+        """Look for a stop string that ends in the new text, and cut the text where the stop string begins. The new text
+        is the held text after its first `before` characters.
         """
         new = self._held[before:]
         ends = [(before + end - len(stop.text)) for stop in self._stop if (end := stop.read(new)) is not None]

@@ -21,12 +21,13 @@ class ReasoningSplitter:
     """The splitter of a text that may begin with reasoning.
 
     The result does not depend on the pieces in which the text arrives. It equals the result of SGLang's parser for the
-    complete text. Markers belong to neither reasoning nor content. Reasoning is never spoken.
+    complete text. Reasoning is never spoken.
 
     Args:
         form: How the model marks its reasoning.
         answer: The splitter of the text after the reasoning.
-        separate: Whether reasoning is kept out of the content. If not, the reasoning and its markers are content.
+        separate: Whether reasoning is kept out of the content. If so, the markers are neither reasoning nor content. If
+            not, the reasoning and its markers are content.
     """
 
     def __init__(self, form: ReasoningForm, answer: Splitter, *, separate: bool = True) -> None:
@@ -112,15 +113,13 @@ class ReasoningSplitter:
         return False
 
     def _close(self, parts: list[Part], end: int) -> None:
-        """End the reasoning. `end` is the number of held characters that belong to the reasoning. A closing marker
-        follows them.
-        """
+        """End the reasoning. The first `end` held characters belong to the reasoning, and a closing marker follows."""
         self._think(parts, end)
         self._mark(parts, len(self._form.closing))
         self._state = _State.OVER
 
     def _think(self, parts: list[Part], length: int) -> None:
-        """Turn held characters into reasoning. `length` is their number, counted from the first held character."""
+        """Turn the first `length` held characters into reasoning."""
         self._cover(parts, length, self._held[:length])
 
     def _mark(self, parts: list[Part], length: int) -> None:

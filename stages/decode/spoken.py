@@ -15,11 +15,10 @@ first character after the token. If a token is only a part of a character, its s
 
 
 class SpokenTokens:
-    """Tracks the tokens of one text. At first, it is not known whether a token is spoken. This becomes known when the
-    text of the token lies in parts.
+    """Tracks which tokens of one text are spoken. This is known for a token as soon as parts cover the token's text.
 
     Attributes:
-        known: Number of tokens that are known to be spoken or not spoken. They are the first tokens of the text.
+        known: Number of tokens, counted from the first, for which it is known whether they are spoken.
     """
 
     def __init__(self) -> None:

@@ -52,8 +52,8 @@ class EmbeddingCache:
         return entry
 
     def put(self, key: bytes, entry: Embeddings) -> None:
-        """Store `entry`. If there is not enough memory within the limit, drop the least recently used entries. An entry
-        that is larger than the limit is not stored.
+        """Store `entry`. If the cache then exceeds its limit, drop the least recently used entries. An entry that is
+        larger than the limit is not stored.
         """
         if key in self._entries or entry.nbytes > self.limit:
             return

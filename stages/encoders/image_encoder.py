@@ -65,8 +65,8 @@ class ImageEncoder(MediaEncoder[VisionItem]):
             yield Embeddings(own.clone(), own_deepstack.clone(memory_format=torch.contiguous_format))
 
     def _bookkeeping(self, grids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The arguments of the tower that follow from `grids`. Without these arguments, the tower would compute them on
-        the device, and the host would have to wait for the device.
+        """The arguments of the tower that follow from `grids`. If the caller did not pass them, the tower would compute
+        them on the device, and the host would have to wait for the device.
 
         The start index of each frame stays on the CPU, because every layer reads these indices as numbers.
         """

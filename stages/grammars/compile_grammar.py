@@ -20,7 +20,8 @@ LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 
 _LONGEST_REASON = 300  # maximum number of characters, because the reason may quote the grammar
 
-# The text with which llguidance begins a listing of the grammar in our translation to Lark.
+# llguidance may end an error message with a listing of the grammar (our translation to Lark). This matches the number
+# at the beginning of each line of the listing.
 _LISTING = re.compile(r"\n *\d+ \| ")
 
 # A line and a column in our translation of the grammar. They are removed from the error, because the client never sees

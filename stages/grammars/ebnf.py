@@ -26,6 +26,6 @@ def lark_of_ebnf(source: str) -> str:
         raise ValueError("its groups are nested too deeply") from error
     except GbnfToLarkError as error:
         raise ValueError(f"it is not EBNF: {error}") from error
-    except Exception as error:  # the translator raises this for missing rules
+    except Exception as error:  # the translator raises a plain Exception for missing rules
         raise ValueError(str(error)) from error
     return f"{OPTIONS}\n" + "\n".join(line for line in translated.splitlines() if not line.startswith(_DIRECTIVE))

@@ -52,7 +52,7 @@ class GrammarCompiler:
         return self._rung
 
     def kept(self, grammar: Grammar) -> Matcher | None:
-        """A matcher that has not read any text yet. None if the grammar has not been compiled, or has not been kept."""
+        """A matcher that has not read any text yet. None if the grammar is not in the cache."""
         if grammar not in self._kept:
             return None
         self._kept.move_to_end(grammar)

@@ -24,7 +24,8 @@ class Mask(NamedTuple):
     """The ids that may come next.
 
     Attributes:
-        ids: int64, ascending: the allowed ids or the forbidden ids. The shorter one of the two lists is stored.
+        ids: int64, ascending: the allowed ids or the forbidden ids. Usually the shorter list of the two is stored:
+            the allowed ids if at most half of the 32-bit words of the mask contain an allowed id.
         allowed: Whether `ids` are the allowed ids.
     """
 

@@ -75,7 +75,7 @@ class Matcher:
             if self._matcher.is_error():
                 self.error = self._failed(self._matcher.get_error().partition("\n")[0])
             elif not packed.strip(b"\0"):
-                self.error = self._failed("no token can follow the text")
+                self.error = self._failed("no token of the model can follow the text")
             elif self._spent > _SECONDS + _SECONDS_PER_TOKEN * len(text):
                 self.error = self._failed("the search for the next token takes too long")
         self._read = len(text)
@@ -83,7 +83,7 @@ class Matcher:
 
     def _failed(self, reason: str) -> OmniError:
         return bad_request(
-            f"The text cannot follow '{self._param}' any further: {reason}.",
+            f"The answer cannot continue in the form that '{self._param}' requires: {reason}.",
             param=self._param,
             code="grammar_too_complex",
         )

@@ -272,7 +272,7 @@ class _Writer:
         for tag in part.tags:
             trigger = max((each for each in part.triggers if tag.begin.startswith(each)), key=len, default="")
             if not trigger:
-                raise ValueError(f"no trigger is a prefix of {tag.begin!r}")
+                raise ValueError(f"no trigger is a prefix of the tag's 'begin' {tag.begin!r}")
             rest = self._text(tag.begin[len(trigger) :])
             bodies.setdefault(trigger, []).append(_group(rest, self._ended(tag.content, tag.ends, depth - 1)))
         if not bodies:
@@ -298,12 +298,12 @@ class _Writer:
         return several if part.at_least_one else f"{several}?"
 
     def _free_until(self, ends: Sequence[str], excluded: Sequence[str]) -> str:
-        """Free text that is followed by one of the texts `ends`, none of which is empty."""
+        """Free text that is followed by one of the texts `ends`. Every text in `ends` is non-empty."""
         return _either([self._free_until_one(end, [*excluded, *ends]) for end in ends])
 
     def _free_until_one(self, end: str, excluded: Sequence[str]) -> str:
-        """Free text that is followed by the text `end`. The free text must not contain the excluded texts. `end` is one
-        of them.
+        """Free text that is followed by the text `end`. The free text must not contain the excluded texts, which
+        include `end`.
         """
         opening, rest = self._opening(end)
         if opening.startswith('"'):
@@ -361,5 +361,5 @@ def _either(rules: Sequence[str]) -> str:
 
 def _schema(schema: Mapping[str, Any] | bool | None) -> Mapping[str, Any]:
     if schema is False:
-        raise ValueError("a schema allows nothing")
+        raise ValueError("a JSON schema is false, so it allows no value")
     return schema if isinstance(schema, Mapping) else {}

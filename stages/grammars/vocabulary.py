@@ -26,7 +26,7 @@ class Vocabulary:
 
     Attributes:
         tokenizer: The vocabulary for llguidance.
-        named, size, end: The arguments of the same names.
+        named, size, end: The arguments with these names.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ from stages.preprocessing.budget import PACKET_WORK, DecodingBudget
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # types of AV1's units (OBU)
 
 
-# The first number is the work that is charged for reading one unit (OBU) of AV1 (see `budget`). The second number is
-# the number of copied bytes that are charged as one unit of work.
+# Work that is charged for reading one OBU of AV1 (see `budget`), and number of copied bytes that are charged as one
+# unit of work.
 _UNIT_WORK, _COPIES_PER_WORK = 64, 32
 
 

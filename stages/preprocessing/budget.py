@@ -58,12 +58,12 @@ class DecodingBudget:
 
 
 def allow_time_for(work: int) -> None:
-    """Extend the CPU time that the process may use. This is for work that is not charged, because another limit bounds
-    it.
+    """Extend the CPU time that the process may use, for work that is not charged to a budget. Such work has a limit of
+    its own.
     """
     cpu_time.extend(work / WORK_PER_SECOND)
 
 
 def pass_work(samples: int) -> int:
-    """Work of one pass over the coefficients of samples that are already decoded. `samples` is their number."""
+    """Work of one further pass over the coefficients of `samples` decoded samples."""
     return samples // _PASSES_PER_PIXEL

@@ -79,7 +79,7 @@ def open_container(
     except av.error.FFmpegError as error:
         kind = code.removeprefix("invalid_")
         message = f"The {kind} is damaged or of an unknown format: {error.strerror}."
-        if isinstance(error, MemoryError):  # FFmpeg raises this error for too many streams, too
+        if isinstance(error, MemoryError):  # FFmpeg also raises this error for too many streams
             message = f"The {kind} has more than {MAX_STREAMS} streams, or needs too much memory."
         raise bad_request(message, param=param, code=code) from error
 

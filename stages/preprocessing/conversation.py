@@ -23,12 +23,12 @@ from stages.preprocessing.token_limit import TextLimit
 class ChatTokenizer:
     """Turns a conversation into the reference's ids, with one placeholder for each media item.
 
-    Only the special tokens that the template itself writes become special ids. A text of the conversation may spell out
-    a special token. The spelling may even begin in one part or message and end in the next. This spelling is tokenised
-    as ordinary text. Other text gets exactly the reference's ids. Some added tokens, such as ``<think>`` in an earlier
-    answer, are not special in the tokenizer's own table. These added tokens keep their ids. The same rules apply to
-    tools and their results. An earlier answer of the model keeps the ids that the model generated, if the server still
-    has these ids and they spell the answer's text.
+    Only the special tokens that the template itself writes become special ids. If a text of the conversation spells out
+    a special token, the spelling is tokenised as ordinary text. This is also true if the spelling begins in one part or
+    message and ends in the next. All other text gets exactly the reference's ids. Some added tokens, such as
+    ``<think>`` in an earlier answer, are not special in the tokenizer's own table. These added tokens keep their ids.
+    The same rules apply to tools and their results. An earlier answer of the model keeps the ids that the model
+    generated, if the server still has these ids and they spell the answer's text.
 
     Args:
         parser: The setting `tool_call_parser`.

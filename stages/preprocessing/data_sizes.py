@@ -25,7 +25,7 @@ _UNKNOWN_32 = (
 )
 _UNKNOWN_64 = 1 << 62
 
-# The GUIDs of W64 chunks end in these bytes, except the GUID of the file itself.
+# GUIDs in a W64 file: the GUID of the file itself, and the last bytes of the GUID of every chunk.
 _W64_FILE = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_CHUNK = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 
@@ -48,8 +48,8 @@ class _Field(Struct, frozen=True):
         more: Number of bytes that the field counts in addition to the sound data.
         whole: The field for the size of the whole file: its offset, its format, and the number of bytes at the
             beginning of the file that are not counted in it. None if the format has no such field.
-        chunks: Other chunks may follow the sound data. This is the format of the field that states a chunk's size.
-            Empty if no chunks can follow in this file format.
+        chunks: Format, for `struct`, of the size field of other chunks, which may follow the sound data. Empty if no
+            chunks can follow in this file format.
     """
 
     at: int

@@ -124,7 +124,8 @@ def _read_track(data: Buffer, wave: Waveform, param: str, code: str) -> None:
                     wave.begin(rate)
                 for block in samples.of(frame):
                     wave.add(block)
-        # A packet of PCM samples contains many of the units that the header counts as frames.
+        # For PCM, the header counts samples as frames, and a packet contains many of them. So the duration, if it is
+        # known, must be too short as well.
         if truncated(stream.frames, packets) and (stream.duration is None or truncated(stream.duration, duration)):
             raise _cut_short(param, code)
         extent.check(param, code)

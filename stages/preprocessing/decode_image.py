@@ -51,7 +51,7 @@ def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
     check_size = partial(_check_size, max_pixels=max_pixels, param=param)
     cost = COST * max_pixels + COST_OF_PARTS
     budget = DecodingBudget(
-        cost, lambda: _too_large(f"decoding it takes more work than decoding {cost} plain pixels", param)
+        cost, lambda: _too_large(f"decoding it takes more work than decoding a simple picture of {cost} pixels", param)
     )
     try:
         charge_opening(data, budget, check_size)
@@ -77,7 +77,10 @@ def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
 def check_aspect_ratio(width: int, height: int, param: str, code: str) -> None:
     """Refuse the sizes that the reference's processor refuses. Raises OmniError 400 with `code`."""
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        message = f"{width}×{height} pixels: one side may be at most {MAX_ASPECT_RATIO} times the other."
+        message = (
+            f"A size of {width}×{height} pixels is not supported: one side may be at most {MAX_ASPECT_RATIO} times the "
+            "other."
+        )
         raise bad_request(message, param=param, code=code)
 
 

@@ -33,7 +33,8 @@ def probe_picture_clip(
     budget = pixel_budget(max_total_pixels, param)
     sizes: list[tuple[int, int]] = []
     for frame in frames:
-        # If `picture_size` cannot use a header, the picture is decoded. This raises the error, if there is one.
+        # If `picture_size` finds no usable size in the header, decode the picture: this raises the error of a picture
+        # that must be refused.
         size = picture_size(frame, max_pixels) or _picture(frames, len(sizes), max_pixels, param).size
         sizes.append(size)
         budget.charge(max(_area(size), _area(sizes[0]), PACKET_WORK))

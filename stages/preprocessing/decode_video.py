@@ -111,11 +111,11 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
 
 
 def sampled_frames(clip: DecodedClip, *, fps: float, min_frames: int, max_frames: int, multiple: int) -> list[int]:
-    """Indices of the frames that the reference takes. The frames are spread evenly over the clip. `fps` is their number
-    for each second of the clip. The total number of frames is at least `min_frames` and at most `max_frames`.
+    """Indices of the frames that the reference samples: `fps` frames for each second of the clip, spread evenly over
+    the clip, at least `min_frames` and at most `max_frames` in total.
 
     The number of indices is a multiple of `multiple`. If the clip has fewer frames than `multiple`, all of its frames
-    are taken; the reference fails on such a clip.
+    are sampled; the reference fails on such a clip.
     """
     total = clip.frames
     if total < multiple:
@@ -124,7 +124,7 @@ def sampled_frames(clip: DecodedClip, *, fps: float, min_frames: int, max_frames
     wanted = min(max(total / clip.rate * fps, min_frames), most)
     count = max(int(wanted) // multiple * multiple, multiple)
     # Compute in torch's float32, as the reference does, because rounding decides which of two neighbouring frames is
-    # taken.
+    # sampled.
     return [index for index in torch.arange(0, total, total / count).int().tolist() if index < total]
 
 
@@ -184,7 +184,7 @@ def decode_frames(
 
 
 def _jpeg_work(packet: av.Packet) -> int:
-    """The work of decoding the scans in a packet, if the packet is for a JPEG decoder. 0 for other packets."""
+    """The work of decoding the JPEG scans in a packet; 0 if the packet's decoder is not a JPEG decoder."""
     if packet.stream.codec_context.codec.name not in _JPEG_DECODERS:
         return 0
     return pass_work(scanned_samples(packet, all_pictures=True))

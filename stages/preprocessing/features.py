@@ -56,7 +56,7 @@ class Features:
         self._factor: int = self._images.patch_size * self.merge  # width in pixels of the square that becomes a row
         pictures, frames = _bounds(self._images.size), _bounds(DEFAULTS["videos_kwargs"]["size"])
         self.max_resized_pixels: int = max_resized_pixels or max(pictures.most, frames.most)
-        # the bounds for requests that ask for no size
+        # the bounds for requests that set no bounds
         self._picture_size, self._frame_size = (size.within(self.max_resized_pixels) for size in (pictures, frames))
 
     def picture(self, image: Image.Image, asked: PictureSize | None = None) -> VisionItem:
@@ -115,11 +115,11 @@ class Features:
         return self._rows(width, height, self.picture_size(asked))
 
     def pixels_beyond_limit(self, kind: Modality, width: int, height: int, size: FrameSize) -> int:
-        """Checks the size of a picture or a frame after it is resized. Returns 0 if the size is allowed. If not,
-        returns the number of pixels, which is larger than `max_resized_pixels`.
+        """Checks the size that a picture or a frame would have after resizing. Returns 0 if the size is allowed.
+        Otherwise, returns the number of pixels, which is larger than `max_resized_pixels`.
 
-        The size that a picture gets when the request asks for no size is always allowed. For a very narrow picture,
-        this size may exceed `max_resized_pixels`.
+        The size that results when the request sets no limits is always allowed. For a very narrow picture, this size
+        may exceed `max_resized_pixels`.
         """
         usual = self._picture_size if kind == "image" else self._frame_size
         pixels, usual_pixels = (math.prod(self._resized(width, height, bounds)) for bounds in (size, usual))

@@ -23,8 +23,8 @@ from stages.preprocessing.waveform import sound_budget
 
 
 class SoundLength(Struct, frozen=True):
-    """The length of a sound in seconds. The first field is the length that the header states. The second field is the
-    minimum length: a sound that is shorter cannot be decoded.
+    """The length of a sound in seconds. The first field is found without decoding the sound, and may be an estimate.
+    The second field is a lower bound: if the sound is shorter, the decoder refuses it.
     """
 
     seconds: float = 0.0

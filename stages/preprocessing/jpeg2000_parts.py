@@ -19,7 +19,7 @@ _CODESTREAM = re.compile(rb"\xff\x4f\xff\x51")
 _SIZE = struct.Struct(">HHIIIIIIIIH")
 _CODING, _COMPONENT_CODING, _TILE_PART, _TILE_DATA = 0x52, 0x53, 0x90, 0x93
 
-_LARGEST_PRECINCT = 15  # the size, as a power of two, of a precinct for which the codestream states no size
+_LARGEST_PRECINCT = 15  # exponent (base 2) of a precinct's size if the codestream states no size
 
 
 class Codestream(Struct, frozen=True):

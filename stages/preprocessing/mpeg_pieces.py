@@ -106,7 +106,7 @@ def find_mpeg_pieces(file: memoryview, start: int, budget: DecodingBudget, param
     if any(
         len(piece.runs) > 1 and truncated(piece.frames + (piece.frames_left or 0), piece.frames) for piece in pieces
     ):
-        message = "The audio is damaged: it has fewer frames than its header counts, and other data between them."
+        message = "The audio is damaged: it has fewer frames than its header states, and other data between the frames."
         raise bad_request(message, param=param, code="invalid_audio")
     return [b"".join(file[first:end] for first, end in piece.runs) for piece in pieces]
 

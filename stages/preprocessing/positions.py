@@ -32,7 +32,8 @@ def mrope_positions(
         ids_per_second: The model's time scale.
 
     Returns:
-        float32 [3, n] and the offset; (None, 0.0) if the positions equal the indices, because nothing is visual.
+        float32 [3, n] and the offset. (None, 0.0) for a prompt without pictures and clips, where the positions equal
+        the indices.
 
     Raises:
         OmniError: 500, the positions are too large for float32. The request is refused, because results for wrong

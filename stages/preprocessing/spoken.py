@@ -34,10 +34,9 @@ def spoken_prompt(
     """The part of a prompt that the talker receives, if the answer is to be spoken.
 
     The talker's positions are the positions that the thinker would compute for a prompt of these rows alone. Clips
-    whose sound is used are an exception. In the reference, the talker does not know that the rows of a clip's sound are
-    placed between the rows of its frames. So the talker treats such a clip as text. But if a picture comes later in the
-    prompt, the talker searches for visual rows. It then finds the visual rows of the clip first, so it does not treat
-    the clip as text.
+    whose sound is used are an exception. The reference's talker ignores that the rows of a clip's sound are placed
+    between the rows of its frames, and treats such a clip as text. But if a picture comes later in the prompt, the
+    reference searches for visual rows. It finds the visual rows of the clip first, so the clip is not treated as text.
     """
     ids = layout.ids
     starts = numpy.flatnonzero(ids == roles.turn_start)

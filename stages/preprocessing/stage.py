@@ -3,7 +3,7 @@
 A request passes through the four phases below. Each phase may refuse the request. Reader processes do all work that
 takes long or touches untrusted bytes. So a step never waits, and one request can overtake another.
 
-If a text must follow a grammar that the stage has not seen recently, a reader compiles the grammar first. The stage
+If the answer must follow a grammar that the stage has not seen recently, a reader compiles the grammar first. The stage
 itself does not compile the grammar, because this may take long or crash the process. The thinker compiles the grammar
 too, but it receives only grammars that a reader has compiled without a problem.
 
@@ -227,7 +227,7 @@ class Preprocessing:
         self._fresh[message.request_id] = sender_of(body)
 
     def grant(self, request_id: str) -> None:
-        """Let a reader decode a request's media."""
+        """Let the next step send a request's media to a reader, because the request's memory has been granted."""
         if request_id in self._preparing or request_id in self._recordings:
             self._granted.append(request_id)
 
@@ -310,7 +310,7 @@ class Preprocessing:
         return messages
 
     def _read_on(self, request_id: str) -> list[Work | Failed]:
-        """The next message of a text that is read aloud. After that, the text is the last of its client's texts."""
+        """The next message of a text that is read aloud. Then the text is queued behind its client's other texts."""
         text, sender = self._texts.pop(request_id)
         messages = self._attempt(request_id, lambda: [next(text)])
         if not isinstance(messages[0], End | Failed):
@@ -487,8 +487,8 @@ def _next_in_turn(waiting: Mapping[str, int], turns: TurnOrder) -> str:
 
 
 def _about_prompt(message: Work | Failed) -> Work | Failed:
-    """Changes the field in an error message from `messages` to `prompt`. In a request for a piece, `prompt` is the only
-    text that the client has written.
+    """If an error refers to the request field `messages`, changes the field to `prompt`. In a request for a piece,
+    `prompt` is the only text that the client has written.
     """
     if isinstance(message, Failed) and message.error.param == "messages":
         return structs.replace(message, error=structs.replace(message.error, param="prompt"))

@@ -39,8 +39,8 @@ class TextLimit(Struct, frozen=True):
         token_bytes: Maximum number of bytes of text that one token represents; None if no maximum is known for this
             tokenizer.
         shrinks: Factor by which normalisation may shorten a text that is not ASCII.
-        shares: For each byte value, 1 divided by the length of the longest token that contains a byte of this value. So
-            such a byte is at least this share of its token. Empty if no maximum is known.
+        shares: For each byte value, 1 divided by the length of the longest token that contains this byte value. So each
+            byte of this value is at least this share of its token. Empty if no maximum is known.
     """
 
     limit: TokenLimit
@@ -65,7 +65,7 @@ class TextLimit(Struct, frozen=True):
         tokens = [
             plain.get(token) or bytes(values[one] for one in token)
             for token in tokenizer.get_vocab()
-            if token in plain or values.keys() >= set(token)  # no text contains a token with another byte
+            if token in plain or values.keys() >= set(token)  # other tokens have bytes that no text contains
         ]
         longest = [1] * 256
         for token in tokens:

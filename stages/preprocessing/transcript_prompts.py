@@ -10,7 +10,7 @@ from omni_pipeline.errors import OmniError, bad_request
 from stages.messages import MediaRef, Recording, Text, Turn
 from stages.options import PreprocessingOptions
 
-# If a language is unknown, the error message quotes at most this number of characters of what the client has sent.
+# Maximum number of characters of an unknown language's name that the error message quotes.
 _QUOTED = 40
 
 

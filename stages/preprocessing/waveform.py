@@ -65,7 +65,9 @@ class Waveform:
             OmniError: 400 ``invalid_audio`` for an impossible rate.
         """
         if not MIN_RATE <= source_rate <= MAX_RATE:
-            raise self._invalid(f"its sampling rate is {source_rate} Hz")
+            raise self._invalid(
+                f"its sampling rate is {source_rate} Hz, but it must be between {MIN_RATE} and {MAX_RATE} Hz"
+            )
         self.budget.charge(PIECE_WORK)
         self._earlier_seconds, self._frames = self.seconds, 0
         self._to_skip, self._to_skip_next = self._to_skip_next, 0

@@ -15,7 +15,8 @@ from stages.checkpoint.memory_needs import CPU_KV_TOKENS
 _OURS = {
     "skip_tokenizer_init": True,  # the decode stage makes the text
     "disable_overlap_schedule": True,  # without overlap, a step's result is known when the step ends
-    "watchdog_timeout": 1e9,  # the supervisor detects hangs; SGLang's watchdog sleeps half of this time
+    # seconds; the supervisor detects hangs, and SGLang's watchdog never acts, because it sleeps half of this time
+    "watchdog_timeout": 1e9,
     # a prefill graph would bypass the models' `fill`, which adds media, deepstack and positions
     "disable_prefill_cuda_graph": True,
 }
@@ -132,13 +133,13 @@ def _for_float32(overrides: dict[str, Any], engine: dict[str, Any]) -> dict[str,
     for name in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
         if engine.get(name) not in (None, *_FLOAT32_ATTENTION):
             raise StartupError(
-                f"engine option {name!r}: {engine[name]} does not support float32, which options.dtype asks for. Use "
-                f"{' or '.join(_FLOAT32_ATTENTION)}, or the dtype bfloat16."
+                f"engine option {name!r}: {engine[name]} does not support float32, the data type of the stage. Use "
+                f"{' or '.join(_FLOAT32_ATTENTION)}, or set options.dtype to bfloat16."
             )
     if engine.get("moe_runner_backend") not in (None, "auto", "triton"):
         raise StartupError(
-            f"engine option 'moe_runner_backend': {engine['moe_runner_backend']} does not support float32, which "
-            "options.dtype asks for. Leave moe_runner_backend out, or use the dtype bfloat16."
+            f"engine option 'moe_runner_backend': {engine['moe_runner_backend']} does not support float32, the "
+            "data type of the stage. Leave moe_runner_backend out, or set options.dtype to bfloat16."
         )
     return {"attention_backend": _FLOAT32_ATTENTION[0]}
 
@@ -172,7 +173,7 @@ def static_fraction(static: int, free: int, total: int, *, bounded: bool) -> flo
     """
     if static > free:
         raise StartupError(
-            f"{static / 2**30:.1f} GiB are planned for weights and KV cache, but {free / 2**30:.1f} of the GPU's "
+            f"{static / 2**30:.1f} GiB are planned for weights and KV cache, but only {free / 2**30:.1f} of the GPU's "
             f"{total / 2**30:.1f} GiB are free: another program uses the GPU, or the planned memory is too large"
         )
     return _MOST if bounded else min(_MOST, (static + _SLACK * total) / free)

@@ -100,8 +100,8 @@ class PaddedDecodeAttention(TorchNativeAttnBackend):
         self._laid_out = False
 
     def lay_out(self, forward_batch: ForwardBatch) -> None:
-        """Set `places` and `mask` for a decode batch. Further calls for the same batch do nothing. Compiled layers
-        never need these tensors.
+        """Set `places` and `mask` for a decode batch. Further calls for the same batch do nothing. The tensors are made
+        only when they are needed, because the compiled layers never need them.
         """
         if self._laid_out:
             return
@@ -204,8 +204,8 @@ def few_experts(
     """Computes the experts of one row. Their matrices are copied into a batch of matrices. The arguments are those of
     `grouped_experts`.
 
-    `functional.grouped_mm` visits every expert. If a row uses few small experts out of many, visiting them takes longer
-    than the copy.
+    `torch._grouped_mm` visits every expert of the layer. If a row uses few of many small experts, visiting all of
+    them takes longer than copying the matrices of the few.
     """
     used = experts.reshape(-1)
     gate, up = torch.matmul(w13.index_select(0, used), x[0]).chunk(2, dim=-1)

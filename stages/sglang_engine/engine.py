@@ -514,7 +514,7 @@ class Engine:
         live = self._live.pop(request_id, None)
         self._held.discard(request_id)
         if live is not None and not live.aborted:
-            self._events.append(_broken(request_id, "the scheduler dropped the request"))
+            self._events.append(_broken(request_id, "SGLang's scheduler dropped the request"))
 
 
 class _Without(Container[str]):
@@ -536,7 +536,7 @@ def _slots(batch: Any) -> list[int]:
 def _ending(req: Any) -> Event:
     reason = req.finished_reason.to_json()
     if reason["type"] == "abort":
-        return _broken(req.rid, reason.get("message") or "the scheduler aborted the request")
+        return _broken(req.rid, reason.get("message") or "SGLang's scheduler aborted the request")
     stopped = reason["type"] == "stop"
     return Done(
         req.rid,

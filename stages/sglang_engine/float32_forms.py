@@ -41,7 +41,9 @@ def all_experts(method: UnquantizedFusedMoEMethod, layer: Any, dispatch_output: 
     """
     config = method.moe_runner_config
     if config.activation != "silu" or config.apply_router_weight_on_input or hasattr(layer, "w13_weight_bias"):
-        raise NotImplementedError("float32 on a GPU needs experts with SiLU, without bias, with weighted output")
+        raise NotImplementedError(
+            "float32 on a GPU supports only experts with SiLU, without bias, and with weights on their output"
+        )
     x = dispatch_output.hidden_states
     weights, experts, _ = dispatch_output.topk_output
     # Padding rows of a captured step have the expert -1.

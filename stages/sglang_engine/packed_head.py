@@ -21,7 +21,7 @@ _ROWS = 32
 
 
 class OmniLogits(LogitsProcessor):
-    """SGLang's computation of logits, with a packed matrix where there is one."""
+    """SGLang's computation of logits. It uses the packed matrix if `pack` has made one."""
 
     _packed: torch.Tensor | None = None
 

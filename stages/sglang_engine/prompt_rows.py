@@ -26,8 +26,8 @@ class PromptRows:
         media_embeds: [m, hidden].
         visual_rows: int64 [v], ascending.
         deepstack: [layers, v, hidden].
-        make: Returns the rows [start, end) of the prompt as [end - start, hidden], each time when they are computed.
-            None if the rows come from the embedding table and from `media_embeds`.
+        make: Returns the rows [start, end) of the prompt as [end - start, hidden]. It is called each time a batch
+            prefills these rows. None if the rows come from the embedding table and from `media_embeds`.
         generated: The row [hidden] of each token generated so far. Only a `FedEngine` uses it.
     """
 

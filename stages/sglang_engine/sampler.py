@@ -156,7 +156,7 @@ class SamplingState:
     def adjust(self, logits: torch.Tensor) -> None:
         """Apply penalties, bias and bans to one row of float32 logits [vocab], in the reference's order."""
         params = self.params
-        # has no effect if the ids of all rows of the batch have been counted already, in one call
+        # no effect if the caller has already counted the new ids of all rows of the batch, in one call
         count_output([self], logits)
         if params.repetition_penalty != 1.0:
             seen = self._seen(logits) if self._counts is None else self._seen(logits) | (self._counts > 0)
@@ -205,7 +205,7 @@ class SamplingState:
 
     @property
     def _stays(self) -> bool:
-        """Whether ending the text is not allowed yet."""
+        """Whether the next id must not end the text."""
         return self.params.ignore_eos or len(self.output_ids) < self.params.min_tokens
 
     def _follow(self, matcher: Matcher, text: Sequence[int], logits: torch.Tensor) -> None:

@@ -37,7 +37,7 @@ class InProcessScheduler(Scheduler):
     on_computed: Callable[[ScheduleBatch], None]
     sender_of: Callable[[str], int]
     retractions: int = 0
-    _ordered: tuple[int, int] = (0, 0)  # numbers of waiting and of running requests when the queue was ordered
+    _ordered: tuple[int, int] = (0, 0)  # numbers of waiting and of running requests when the queue was last ordered
 
     def step(self) -> bool:
         """Run one batch, prefill before decode. Returns False if no batch can run."""

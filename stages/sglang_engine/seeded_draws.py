@@ -9,8 +9,8 @@ chooses one child. The interval of a child is as long as the sum of the probabil
 boundaries in each step. The boundaries hardly move, because the errors of many ids nearly cancel each other in a sum.
 The probability of each id stays the same.
 
-In simulations with 3,072 ids, rounding errors changed fifteen to forty times fewer draws in this way than in the usual
-way.
+In simulations with 3,072 ids, the number of draws that rounding errors changed was fifteen to forty times smaller than
+with the usual way.
 """
 
 from __future__ import annotations

@@ -67,9 +67,9 @@ class CallReader:
         self.closing: str = self._detector.eot_token
 
     def read(self, block: str) -> Sequence[ToolCall]:
-        """The calls in a block. The block is the text from an opening marker to a closing marker. The last block may
-        end with the answer instead. The result is empty if the block is malformed. In a well-formed block, all text is
-        part of a call of a known function, and the arguments of each call are a JSON object.
+        """The calls in a block. The block is the text from an opening marker to a closing marker, or to the end of the
+        answer. The result is empty if the block is malformed. In a well-formed block, all text is part of a call of a
+        known function, and the arguments of each call are a JSON object.
         """
         try:
             found = self._detector.detect_and_parse(self._framed(block), self._tools).calls

@@ -38,13 +38,14 @@ class EngineStep(Struct, frozen=True):
 
 
 class SimulatedEngine:
-    """Requests that wait for a place, and requests that generate. A step computes the prompts of waiting requests, or
-    one token of each request that may decode.
+    """The waiting requests and the generating requests of an engine. A step computes either the prompts of waiting
+    requests, or one token for each of several generating requests.
 
     Args:
         max_running: Maximum number of requests that generate at the same time.
         max_tokens: Size of the KV cache in tokens; None for no limit. A request starts when there is room for its
-            prompt and its whole answer. (SGLang starts it earlier, and takes the memory back if there is too little.)
+            prompt and its whole answer. (SGLang starts it earlier. If the cache is full, SGLang frees the memory of a
+            running request, which must then wait again.)
         prefill_requests: Maximum number of prompts in one step; None for no limit.
     """
 
@@ -100,7 +101,7 @@ class SimulatedEngine:
         return EngineStep(tuple(request_id for request_id in ids if request_id in self._running))
 
     def generate(self, request_id: str) -> bool:
-        """Count a token of a request. Returns whether it was the last. The request then leaves the engine."""
+        """Count a token of a request. Returns whether it was the last token. If so, the request leaves the engine."""
         generation = self._running[request_id]
         generation.left -= 1
         if generation.left > 0:

@@ -10,15 +10,15 @@ The report does not say which GPU was used.
     codec decoder (vocoder), per frame                                         3      5      5   ms
 
 The sum of the four times, divided by the 80 ms of a frame, is the report's generation RTF. With one request, this is
-37.4 / 80 = 0.47. The laws are straight lines, fitted to these points by least squares. Beyond 6 requests, the laws
-extrapolate, because the report has no figures for more requests. For the vocoder, the law uses the number of frames in
-a batch instead of the report's number of requests.
+37.4 / 80 = 0.47. Each law (`StepLaw`) is a straight line, fitted to these points by least squares. Beyond 6 requests,
+the laws extrapolate, because the report has no figures for more requests. For the vocoder, the law uses the number of
+frames in a batch instead of the report's number of requests.
 
 The report contains times to the first token, but not the length of the prompts. In these laws, a prefill takes the time
 of a decode step plus additional time for each token. The additional time is that of two operations per active
 parameter, at 400 TFLOP/s (40 % of NVIDIA's figure for bfloat16 on an H100). The prompts of the measurements are short,
-so the additional time hardly matters. An image token takes 4 times the operations of the vision tower's 543 million
-parameters, because the tower computes 4 patches for each token.
+so the additional time hardly matters. The vision tower has 543 million parameters and computes 4 patches for each image
+token. So an image token takes 4 times two operations for each of these parameters.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ THINKER_STEP = tuple(1000 / rate for rate in (75, 63, 53))
 TALKER_STEP = tuple(1000 / rate for rate in (140, 125, 110))
 PREDICTOR_FRAME = (14.0, 16.0, 18.0)
 VOCODER_FRAME = (3.0, 5.0, 5.0)
-"""Milliseconds with 1, 4 and 6 requests."""
+"""Milliseconds per frame for each number of requests in `REQUESTS`. The three constants above have the same form."""
 
 
 def fit(milliseconds: Sequence[float], *, active: float = 0.0) -> StepLaw:

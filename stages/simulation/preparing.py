@@ -1,4 +1,4 @@
-"""The simulated stages before the thinker, and decode."""
+"""The simulated stages before the thinker, and the simulated stage decode."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROW_BYTES = 32 * 1024
 
 
 class Passive:
-    """Base class of the stages that are never urgent, and that only messages wake."""
+    """Base class of the stages that are never urgent, and that get work only when a message arrives."""
 
     patient = False
 
@@ -119,7 +119,7 @@ class _Text(Struct):
 
 
 class Decode(Passive):
-    """Turns the tokens of all answers that have arrived into text, in one step."""
+    """Turns all tokens that have arrived, of all answers, into text in one step."""
 
     def __init__(self, site: StageSite) -> None:
         self.name = site.name

@@ -19,7 +19,7 @@ class TextEnd(Struct, frozen=True):
 
 
 class UtteranceStart(Struct, frozen=True):
-    """The begin of an utterance."""
+    """The beginning of an utterance."""
 
     request: SimulatedRequest
 

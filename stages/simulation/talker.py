@@ -1,4 +1,4 @@
-"""The simulated talker_ar. It uses the real orders of frames and of texts."""
+"""The simulated talker_ar. The modules of the real stage decide the order of its frames and texts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPENING_ROWS = 9
 """Rows of the prompt in addition to those of the user's turns."""
 
 URGENT_STEPS = 3
-"""As in `stages.talker_ar.stage`, which needs torch."""
+"""A copy of `stages.talker_ar.stage.URGENT_STEPS`. The simulation cannot import that module, which needs torch."""
 
 
 class _Utterance(Struct):

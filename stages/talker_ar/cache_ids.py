@@ -1,8 +1,8 @@
 """Makes the ids of the talker's prompt rows for the prefix cache. Two rows with the same id have the same input and the
 same position.
 
-The ids do not come from the media of the prompt. At a media row, the talker's input is a state of the thinker. It
-depends on everything that the thinker has read before, including the earlier answers, which the talker does not get.
+The ids do not come from the media of the prompt. At a media row, the talker's input is a state of the thinker. This
+state depends on all earlier rows of the thinker's prompt, including the earlier answers, which the talker does not get.
 
 An id is an int64 in [2**62, 2**63), so it is beyond the codec vocabulary. There are two forms:
 
@@ -27,10 +27,10 @@ BLOCK_ROWS = 64
 """Maximum number of rows in a block. About eight seconds of sound have 104 rows."""
 
 _HASHED = 1 << 61
-_KIND_SHIFT, _TOKEN_SHIFT = 58, 32  # a token id has up to 26 bits, the bits of a float32 position have 32
+_KIND_SHIFT, _TOKEN_SHIFT = 58, 32  # a token id has at most 26 bits, a float32 position has 32
 
-# The kinds of the last rows. Kind 0 is a row of text only. Each other kind is one of the rows that have a control code,
-# in their order.
+# The kinds of the nine assistant rows. Kind 0 is a row that consists of text only. Kinds 1 to 6 are the six rows that
+# also contain a codec code, in their order.
 _ASSISTANT_KINDS = (0, 0, 0, 1, 2, 3, 4, 5, 6)
 
 
@@ -74,6 +74,8 @@ def _blocks(marked: numpy.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _hashes(content: numpy.ndarray, positions: numpy.ndarray) -> numpy.ndarray:
-    """Ids for consecutive rows: int64 [k] and float32 [3, k] to int64 [k]. Each id depends on all of these rows."""
+    """Ids int64 [k] for consecutive rows, from their content, int64 [k], and their positions, float32 [3, k]. Each id
+    depends on all of these rows.
+    """
     stream = hashlib.shake_256(content.tobytes() + positions.tobytes()).digest(8 * len(content))
     return numpy.frombuffer(stream, dtype="<i8") & (_HASHED - 1) | _HASHED | FIRST_CACHE_ID

@@ -80,7 +80,8 @@ class TalkerRows:
 
 class PromptInput:
     """The rows of one prompt: the rows of the user's turns, then the `ASSISTANT_ROWS` rows that open the assistant's
-    turn. The rows of the user's turns are made when they are computed, because most of them may be in the prefix cache.
+    turn. A row of the user's turns is made only when the engine needs it, because the prefix cache may already contain
+    most of these rows.
 
     Args:
         first: Row of the first generated text token, [h].

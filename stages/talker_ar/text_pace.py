@@ -16,7 +16,7 @@ LEAST_AHEAD = 6
 
 
 class TextOrder:
-    """Remembers which answers the thinker has been asked to pause."""
+    """Decides which texts the thinker pauses and continues, and remembers which texts are paused."""
 
     def __init__(self) -> None:
         self._held: set[str] = set()

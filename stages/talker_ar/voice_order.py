@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from stages.playback import AMPLE_SECONDS, FRAME_SECONDS, SHORT_SECONDS
 
 BEHIND_SECONDS = 1.0
-"""The lead, in seconds, that is sufficient while the vocoder is behind: two full chunks of frames."""
+"""The lead, in seconds, that is sufficient while the vocoder is behind. It is longer than a full chunk (0.64 s)."""
 
 JOIN_SECONDS = 0.48
 """When a step is made for other utterances, an utterance that can wait joins the step if its lead is at most this

@@ -31,7 +31,7 @@ def answers(
     """A function that returns the answers of a program, by the name of the question. Each program runs only once."""
     directory = tmp_path_factory.mktemp("programs")
     shutil.copytree(PROGRAMS, directory, dirs_exist_ok=True)
-    # Node looks for packages only in the directory of a program.
+    # Node looks for packages next to the program, so a link to the packages is put there.
     (directory / "node_modules").symlink_to(Path(LIBRARIES) / "node_modules")
     # The realtime programs send this recording as speech. Not all of their environments can resample it, so it is
     # resampled here.

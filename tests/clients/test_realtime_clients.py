@@ -30,15 +30,15 @@ def results(request: pytest.FixtureRequest, answers: Answers) -> dict[str, Any]:
 
 
 def check_speech(answer: dict[str, Any]) -> None:
-    """The sound of an answer is as long as speech, and loud."""
+    """Check that the sound of an answer is loud, and between 1 and 6 seconds long, as is expected of speech."""
     assert 1 < len(check_loud(answer)) / RATE < 6
 
 
 def check_loud(answer: dict[str, Any]) -> numpy.ndarray:
-    """The answer has sound that is loud. Returns its samples, of shape [samples], in int16.
+    """Check that the sound of an answer is loud. Returns its samples, int16 [samples].
 
-    Answers to prompts for which the demo model was not trained are tested only in this way. For the same words of such
-    an answer, the talker makes between 1 and 9 seconds of sound, depending on the random samples.
+    If the demo model was not trained for a prompt, only this is checked, because the length of its answers varies: for
+    the same words, the talker makes between 1 and 9 seconds of sound, depending on the random samples.
     """
     samples = numpy.frombuffer(base64.b64decode(answer["sound"]), "<i2")
     assert numpy.abs(samples.astype(int)).max() > 3_000

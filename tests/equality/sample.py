@@ -39,7 +39,7 @@ def text_truths(conversations: list[Conversation], checkpoint: Path) -> text.Tru
 
 
 def spoken_truths(conversations: list[Conversation], checkpoint: Path) -> speech.Truths:
-    """The answers of those conversations that the reference answers with speech."""
+    """The reference's spoken answers. Conversations for which the reference makes no speech are left out."""
     reference = SpokenReference(checkpoint)
     heard = {one.name: reference.speak(one, speech.TOKENS, speech.FRAMES, "ethan") for one in conversations}
     voices = {name: answer for name, answer in heard.items() if answer is not None}

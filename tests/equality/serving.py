@@ -46,7 +46,9 @@ def serving(
 
 
 def groups_of(config: dict[str, Any], *, speech: bool) -> dict[str, Any]:
-    """Groups of one replica, on the hosts b and c. If stages share a worker, all stages are on the host b."""
+    """The groups of the stages with a model. Each group has one replica, on the host b or c. If stages share a worker,
+    a single group on the host b has all stages.
+    """
     if any("worker" in stage for stage in config.get("stages", {}).values()):
         return {"all": {"replicas": 1, "hosts": ["b"]}}
     groups: dict[str, Any] = {

@@ -1,9 +1,9 @@
 """A server that treats memory as on a GPU gives the reference's answers and speech, even when SGLang takes memory back
 from running requests.
 
-The tests compare the text and the voices of a sample of conversations. Both engines and the predictor are in one
+The tests compare the text and the speech of a sample of conversations. Both engines and the predictor are in one
 worker, which starts in a new interpreter, like a worker with a GPU. A server refuses to start if utterances could run
-out of memory. So `test_talker_ar.py`, without a server, tests that SGLang takes memory back from utterances.
+out of memory. So `test_talker_ar.py` tests without a server that SGLang takes memory back from utterances.
 ``OMNI_CUDA_HABITS=1`` in pytest's environment makes the servers of all other modules treat memory in this way.
 """
 
@@ -28,8 +28,8 @@ from tests.equality.sample import CLIENTS, sample, spoken_truths, text_truths
 from tests.reference import Conversation
 from tests.server import Server, colocated
 
-# The least memory with which a server starts. With these settings, SGLang does not reserve the memory that answers may
-# need later, but takes memory back from running requests.
+# The smallest memory with which a server starts. With these settings, SGLang does not reserve the memory that answers
+# may need later, but takes memory back from running requests.
 ENGINE = {"chunked_prefill_size": 24, "schedule_conservativeness": 0.01}
 THINKER = {"max_total_tokens": 2560, "engine": ENGINE}
 TALKER = {"max_total_tokens": 4105, "engine": ENGINE}
@@ -58,7 +58,7 @@ def server(tiny_checkpoint: Path, media_directory: Path) -> Iterator[Server]:
 
 
 def preemptions(server: Server, stage: str) -> float:
-    """The number of times that a stage's engine has taken memory back from a request."""
+    """The number of times that a stage's engine has preempted a request, that is, has taken its memory back."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as page:
         [count] = re.findall(
             rf'^\S*preemptions_total{{[^}}]*stage="{stage}"[^}}]*}} (\S+)$', page.read().decode(), re.M

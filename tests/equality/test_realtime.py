@@ -1,8 +1,9 @@
 """A spoken conversation over a WebSocket equals the same conversation in the reference. The tests compare text and
-samples of all answers. The server prepares answers in pauses or does not, and there are one or eight sessions at once.
+samples of all answers. They run with and without the preparation of answers in pauses, and with one and eight sessions
+at once.
 
-For each answer, the reference gets the whole conversation again. Its own earlier answers keep the ids that it has
-generated.
+For each answer, the reference gets the whole conversation again. In this conversation, the reference's own earlier
+answers have the ids that it generated.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ VOICES = ("ethan", "chelsie")
 SESSIONS = 8
 RATE = 24_000  # Hz, the sound of the client
 PART = int(8.3 * RATE) * 2  # bytes of sound that complete a window of eight seconds
-LONGEST = 2  # the number of the answer to the longest question
+LONGEST = 2  # the index of the answer to the longest question
 WINDOW_ROWS = 104
 TOOL = {"name": "look", "description": "Looks again.", "parameters": {"type": "object", "properties": {}}}
 RESULT = "There are three cars."
@@ -46,7 +47,7 @@ class Heard:
     Attributes:
         messages: The conversation before the answer, in Hugging Face's form. The text of an earlier answer may be cut.
         text, samples: The answer; the samples are int16.
-        cached_tokens: Tokens of the prompt that the prefix cache had.
+        cached_tokens: Number of tokens of the prompt that were in the prefix cache.
     """
 
     messages: list[dict[str, Any]]
@@ -75,7 +76,7 @@ class Script:
 
 @dataclass
 class Speaker:
-    """The client of one session. It follows a script, and writes the conversation down for the reference."""
+    """The client of one session. It follows a script, and records the conversation for the reference."""
 
     talk: Talk
     script: Script
@@ -113,7 +114,8 @@ class Speaker:
         for start in range(0, len(question), PART):
             await self.send(question[start : start + PART])
             if start + PART < len(question):
-                await asyncio.sleep(1.5)  # the server computes the part during this time
+                # during this time, the server computes the part of the question that it has received
+                await asyncio.sleep(1.5)
         await self.send(silence(0.3))
         await asyncio.sleep(0.3)  # the server prepares the answer during this time
         await self.send(silence(0.5))
@@ -183,7 +185,7 @@ class Speaker:
         self.messages.append({"role": role, "content": [part]})
 
     def write_sound(self, pcm: bytes) -> None:
-        """Record a sound of the user, with the zeros that the server adds."""
+        """Record a sound of the user as the server stores it, with the zeros that the server adds."""
         content: SoundContent = sound_of(pcm, "audio")
         file = bytes(content.medium.data.buffer())
         path = self.directory / f"{hashlib.sha256(file).hexdigest()}.wav"
@@ -213,7 +215,8 @@ class Truths:
 
     def _ids(self, text: str, index: int) -> list[int] | None:
         """The generated ids of an earlier answer of which `text` was heard."""
-        # The call is not an answer of the reference, so later messages have a smaller index in `_answers`.
+        # The tool call is the assistant's message 3, but not an answer of the reference. So the indices of later
+        # answers in `_answers` are smaller by one.
         ids = self._answers[index].ids if index < 3 else self._answers[index - 1].ids
         special = set(self._reference.processor.tokenizer.all_special_ids)
         for end in range(len(ids), 0, -1):
@@ -244,7 +247,7 @@ def speech(sound: bytes) -> bytes:
 
 def softer(sound: bytes) -> bytes:
     """`sound` with less volume. The features of a turn depend on its loudest sound. If the loudest sound came last, the
-    parts that were computed before could not be used.
+    server could not use the parts that it has computed before the end of the turn.
     """
     return (numpy.frombuffer(sound, "<i2") * 0.7).astype("<i2").tobytes()
 

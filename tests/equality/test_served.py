@@ -49,7 +49,7 @@ class Running:
 
     server: Server
     truths: Truths
-    checkpoint: str = ""  # its name, for tests that compute further answers
+    checkpoint: str = ""  # the checkpoint's name, for tests that compute further answers
 
     def ask(self, conversation: Conversation) -> tuple[str, list[int]]:
         """The name of a conversation, and the token ids of the server's answer."""
@@ -173,7 +173,9 @@ def constrained_answers(path: Path, reference: Reference, conversations: list[Co
 
 
 def check_constrained(running: Running, cases: list[Constrained], neighbours: list[Conversation]) -> None:
-    """Compare constrained answers, and free answers beside them, with the reference's answers."""
+    """Compare constrained answers with the reference's answers, and also free answers that are computed at the same
+    time.
+    """
     masked = Running(running.server, Truths([], {}), running.checkpoint)
     bodies = {}
     for number, case in enumerate(cases):

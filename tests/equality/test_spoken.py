@@ -314,7 +314,9 @@ def test_sound_comes_while_the_text_is_still_written(running: Running) -> None:
 
 
 def test_a_voice_beyond_three_hundred_frames_equals_the_whole_decode(running: Running) -> None:
-    """The reference's own chunked decode is not used, since it loses samples at every seam of such a voice."""
+    """The reference's own chunked decode is not used, since it loses samples between the chunks of such a long
+    utterance.
+    """
     body = {
         "messages": request(LONG)["messages"],
         "modalities": ["text", "audio"],
@@ -353,7 +355,7 @@ CALLED = '<tool_call>\n{"name": "look_up", "arguments": {"word": "car"}}\n</tool
 
 @dataclass
 class Called:
-    """An answer with tool calls, which a grammar makes the model write.
+    """A text with tool calls. A grammar forces the model to answer with this text.
 
     Attributes:
         written: The text.
@@ -435,7 +437,9 @@ ANSWER = {
 def test_a_constrained_answer_is_spoken_as_the_reference_speaks_its_text(
     running: Running, kit: Kit, reference: Callable[[Running], SpokenReference], sampling: dict[str, Any]
 ) -> None:
-    """The talker gets the tokens that the grammar allowed, alone and beside free answers."""
+    """The talker gets the tokens that the grammar allowed, whether the request is alone or other requests are in
+    progress.
+    """
     parts = [kit.image(64, 64), {"type": "text", "text": "What is there?"}, kit.audio(1.0)]
     conversation = Conversation("a JSON text", [{"role": "user", "content": parts}])
     running.truths.voices[conversation.name] = VOICES[1]

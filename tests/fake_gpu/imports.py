@@ -11,7 +11,7 @@ from stages.topology import QWEN3_OMNI
 
 ROOT = Path(__file__).parents[2]
 
-# Modules that SGLang imports only when it starts an engine with the choices that `test_arguments` and `test_models`
+# Modules that SGLang imports only when it starts an engine with the settings that `test_arguments` and `test_models`
 # expect.
 _CHOSEN = (
     "sglang.srt.layers.attention.flashattention_backend",

@@ -16,7 +16,7 @@ from faked_starts.resolution import Started
 
 from tests.fake_gpu.conftest import DescribeEngine
 
-# A captured step serves all batches up to the batch size for which it was captured.
+# A captured graph serves all batches up to the batch size for which it was captured.
 GRAPHS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64)
 
 KINDS = {"BF16": ("auto", None), "FP8": ("cutlass", "fp8"), "INT4": ("auto", "compressed-tensors")}

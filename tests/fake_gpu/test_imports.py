@@ -26,8 +26,8 @@ def test_sglang_takes_its_cuda_platform_and_kernels(engines: Accelerator) -> Non
 
 
 def test_modules_can_be_imported_with_a_stub_of_the_kernels() -> None:
-    """SGLang's kernel library may fail to load on this machine. With the stub in its place, all other imports are
-    tested anyway.
+    """SGLang's kernel library may fail to load on this machine. With a stub in its place, all other imports can still
+    be tested.
     """
     with Accelerator(stub_kernels=True) as accelerator:
         assert accelerator.kernels == "stub"

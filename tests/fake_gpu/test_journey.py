@@ -27,8 +27,8 @@ SAMPLER = "stages.sglang_engine.sampler:"
 TAPPED_IDS = "stages.sglang_engine.tapped_ids:TappedIds."
 ENGINE = "stages.sglang_engine.fed_engine:FedEngine."
 
-# In a step that samples every row, one copy to the device has the random numbers. Further copies have the filters'
-# parameters.
+# In a step that samples every row, one copy to the device contains the random numbers. Further copies contain the
+# filters' parameters.
 DRAWN = {SAMPLER + "draw": 1}
 FILTERS = "stages.sampling_filters:Filters.of.<locals>.column"
 

@@ -17,8 +17,9 @@ METHODS = {
     "INT4": ("CompressedTensorsLinearMethod", "CompressedTensorsFusedMoEMethod", "marlin"),
 }
 
-# Shapes and types of the experts' tensors. A weight is [experts, two intermediates, hidden]. FP8 has a scale for each
-# block of 128×128; INT4 has eight numbers in each integer.
+# Shapes and types of the experts' tensors. In BF16 and FP8, ``w13`` is [experts, 2 · intermediate, hidden], and ``w2``
+# is [experts, hidden, intermediate]. FP8 has a scale for each block of 128×128. INT4 is transposed, with eight numbers
+# in each integer.
 EXPERTS = {
     ("thinker", "BF16"): {"w13_weight": ([128, 1536, 2048], "bfloat16"), "w2_weight": ([128, 2048, 768], "bfloat16")},
     ("talker_ar", "BF16"): {"w13_weight": ([128, 768, 1024], "bfloat16"), "w2_weight": ([128, 1024, 384], "bfloat16")},

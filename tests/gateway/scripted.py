@@ -77,15 +77,15 @@ class ScriptedPipeline:
         submitted: Ids of requests in order of arrival, without those of the warm-up.
         aborted: Ids of requests, in the order in which they were aborted.
         released: Ids of requests, in the order in which their answers were complete.
-        forgets: Whether an aborted request is forgotten at once. Otherwise, `unforgotten` has the request's id and a
-            function; the request is forgotten when the test calls this function.
-        claimed, paused: The receivers of claims and of pauses.
+        forgets: Whether an aborted request is forgotten at once. Otherwise, `unforgotten` maps the request's id to a
+            function, and the request is forgotten when the test calls this function.
+        claimed, paused: The functions that receive claims and pauses, as set by `budget` and `pace`.
         refusal: Error that `submit` raises, if set.
         working: Event that a test clears to make requests wait for stages.
         waiting: The stages that each request has waited for.
         warmups: Ids of warm-up requests in order of arrival.
         workers: The workers, as `/health` shows them.
-        compares_prompts: Whether `submit` gets the chains of prompts. `chains` has the chain of each request.
+        compares_prompts: Whether `submit` gets the chains of prompts. `chains` maps the id of a request to its chain.
         counted: Tokens of each prompt, and how many of them were in a cache, as reported with the answer.
     """
 

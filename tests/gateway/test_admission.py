@@ -422,8 +422,8 @@ class Choir:
     """Makes streamed spoken answers, all of which are admitted by one `Admission`. The answers speak until the test
     ends them.
 
-    The first `FIRST_VOICES` answers speak at once. As no sound arrives, each other answer waits until an earlier answer
-    ends.
+    The first `FIRST_VOICES` answers speak at once. Since no sound is ever sent, each further answer waits until an
+    earlier answer ends.
     """
 
     def __init__(self, **limits) -> None:

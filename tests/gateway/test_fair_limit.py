@@ -1,4 +1,4 @@
-"""No client can use all of a limit, whatever it does and however many clients do it with it."""
+"""No client can use up a limit, whatever it does, alone or together with any number of other clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.fair_limit import FairLimit
 
 
 def take_all(limit: FairLimit, client: str, count: int = 1) -> int:
-    """Take `count` again and again, until no more fits. Returns what the client has."""
+    """Take `count` again and again, until no more fits. Returns the amount that the client then holds."""
     while limit.fits(client, count):
         limit.take(client, count)
     return limit.held_by(client)

@@ -10,7 +10,8 @@ import pytest
 
 from gateway.grants import OVERTAKERS, Grants, HeldClaim
 
-# 14 bytes, an eighth of the limit, are kept for clients with at most one byte. So clients share 100 bytes.
+# 14 bytes, an eighth of the limit, are reserved for clients that hold at most one byte. So the clients share the other
+# 100 bytes.
 LIMIT = 114
 
 

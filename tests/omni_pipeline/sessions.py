@@ -26,7 +26,7 @@ class Session:
     """A supervisor, and its reports in order: answers in one list, lost workers in another.
 
     Attributes:
-        affected: For each lost worker, the ids of the requests that used it; None if all did.
+        affected: For each lost worker, the ids of the requests that used it; None if all requests used it.
     """
 
     def __init__(self, supervisor: Supervisor) -> None:

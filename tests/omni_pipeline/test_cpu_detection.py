@@ -1,4 +1,4 @@
-"""The CPU is described as the process may use it: its cores by affinity and control group, its instructions."""
+"""The detected CPU has the cores that affinity and control group allow, and the CPU's instructions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A free port is one that no process uses, and that the kernel gives to nobody."""
+"""A free port is not used by any process, and is normally below the range from which the kernel assigns ports."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def test_description_gives_what_a_driver_would_report(description: str, memories
 
 @pytest.mark.parametrize("description", ["", "H100", "0xH100-80GB", "2x", "80", "H100-80GB;L4-24GB", "H100-80TB"])
 def test_description_that_says_nothing_is_refused(description: str) -> None:
-    with pytest.raises(StartupError, match="write 1xH100-80GB"):
+    with pytest.raises(StartupError, match="write a description such as 1xH100-80GB"):
         parse(description)
 
 
@@ -137,8 +137,8 @@ def listed(value: str | None) -> dict[str, str]:
     return {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
 
 
-# Values of CUDA_VISIBLE_DEVICES, each with the GPUs that are then visible. A GPU is given by its name and by the entry
-# in the worker's own CUDA_VISIBLE_DEVICES.
+# Values of CUDA_VISIBLE_DEVICES, each with the GPUs that are then visible. For each GPU, the table has its name, and
+# its entry in the CUDA_VISIBLE_DEVICES of a worker.
 WHOLE = [
     (None, [("T4", "0"), ("H100", "1"), ("H200", "2")]),
     ("0", [("T4", "0")]),
@@ -189,8 +189,8 @@ def test_gpus_are_counted_in_the_order_given_and_selected_by_what_workers_can_re
         (CARDS, "GPU-b", "'GPU-b' selects more than one GPU"),
         (CARDS, "1,GPU-b001", "'GPU-b001' selects GPU 1 .* a second time"),
         ((), "0", "'0' selects no GPU. On this machine: no GPU"),
-        (DIVIDED, "2", "'2' selects a card that MIG divides; list its instances instead .MIG-11aa, MIG-22bb."),
-        (DIVIDED, "GPU-d", "'GPU-d' selects a card that MIG divides"),
+        (DIVIDED, "2", "'2' selects a GPU that MIG divides; list its instances instead .MIG-11aa, MIG-22bb."),
+        (DIVIDED, "GPU-d", "'GPU-d' selects a GPU that MIG divides"),
         (DIVIDED, "MIG-33", "'MIG-33' selects no GPU.*MIG-22bb .MIG-GPU-d003/0/0, H100 MIG 3g.40gb."),
         ((Part("H100", "GPU-d", 9, (9, 0), places=()),), None, "in MIG mode but has no instance"),
     ],

@@ -115,7 +115,7 @@ async def test_gateway_serves_while_the_workers_load(run_root: Path) -> None:
 
 
 class Quiet:
-    """A progress display that shows nothing. It records the begin and the end of loading."""
+    """A progress display that shows nothing. It records the start and the end of loading."""
 
     def __init__(self, loaded: asyncio.Event) -> None:
         self._loaded = loaded

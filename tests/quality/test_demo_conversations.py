@@ -166,7 +166,7 @@ async def test_a_turn_costs_only_its_own_prompt(demo_server: Server, data: Path)
 
 
 async def test_many_interruptions_leave_nothing_behind(demo_server: Server, data: Path) -> None:
-    """Each answer is interrupted at another time. After that, the answer is right, and no stage holds anything."""
+    """Answers are interrupted at random times. The last answer is right, and afterwards no stage holds a request."""
     rng = random.Random(7)
     question = sound_of_file(data / "query_to_cars.wav")
     async with talking(demo_server.url) as talk:

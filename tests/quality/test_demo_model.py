@@ -36,7 +36,9 @@ SAMPLE = 60
 LEAST_RIGHT = 51
 """The required number of right answers. It is below the model card's share, to allow for chance."""
 SEEDS = (1,) if DTYPE == "float32" else (1, 2, 3, 4)
-"""With another data type, a seed draws other speech. More seeds are then used, so that chance has less influence."""
+"""With a data type other than float32, the same seed leads to different speech. More seeds are then used, so that
+chance has less influence.
+"""
 
 
 @pytest.mark.parametrize("name", GUIDE)

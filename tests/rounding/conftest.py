@@ -20,7 +20,7 @@ from tests.rounding.reference import RoundedReference, Speech
 from tests.rounding.stages import Media, ReferenceStages, StagesUnderTest, media
 
 FULL = DTYPE == "bfloat16"
-"""Whether all tests run, on all checkpoints; `make test` runs a sample."""
+"""Whether all tests run, on all checkpoints. With `make test`, only some tests run, on fewer checkpoints."""
 
 Judge = Callable[[str, Mapping[str, float]], None]
 

@@ -28,11 +28,11 @@ FACTORS = {
     "differ": 2.0,
     CHANGE: 3.0,  # a best candidate whose lead is smaller than this limit may become second-best
 }
-"""Limits divided by measured figures."""
+"""For each kind of figure, the factor by which the limit is larger than the measured value."""
 
 FLOOR = 0.01
-"""Added to the limit of a share, so that one result in a hundred may differ even if no result differed in the
-measurement.
+"""This number is added to the limits of the kind `differ`, which are shares of results. So one result in a hundred may
+differ even if no result differed in the measurement.
 """
 
 

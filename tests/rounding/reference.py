@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from tests.reference import NO_TOKEN, Conversation, SpokenReference
 
 CONTROL_CODES = 1024
-"""Number of the talker's last ids, of which only the end of speech may be picked."""
+"""Number of control codes, which are the talker's last ids. Only one of them may be picked: the end of speech."""
 
 
 @dataclass(frozen=True)

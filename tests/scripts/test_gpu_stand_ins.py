@@ -71,8 +71,8 @@ def test_a_gate_and_the_sum_of_experts() -> None:
 @pytest.mark.parametrize("block", [4, 16])
 @pytest.mark.parametrize("tokens", [1, 7, 40])
 def test_places_are_sorted_by_expert_in_whole_blocks(tokens: int, block: int) -> None:
-    """In the result that the experts' kernel reads, each block belongs to one expert, and each place is in exactly one
-    block.
+    """A place is the index of a pair of a token and one of its experts. In the result, which the experts' kernel reads,
+    each block belongs to one expert, and each place is in exactly one block.
     """
     experts, each = 6, 3
     generator = torch.Generator().manual_seed(tokens)

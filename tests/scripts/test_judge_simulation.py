@@ -38,7 +38,7 @@ def test_slow_steps_and_small_batches_are_simulated() -> None:
         (Figures(2.4, 0.1, 0.5, 3.0), False),
         (Figures(2.0, 0.1, 0.4, 3.0), False),
         (Figures(2.0, 0.1, 0.5, 4.0), False),
-        (Figures(2.0, 0.5, 0.5, 3.0), True),  # the time to the first text is only shown
+        (Figures(2.0, 0.5, 0.5, 3.0), True),  # the time to the first text is shown, but not judged
     ],
 )
 def test_a_prediction_agrees_within_the_tolerance(predicted: Figures, good: bool) -> None:

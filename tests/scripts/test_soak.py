@@ -23,7 +23,7 @@ def simulate(load: float, places: int, work: str, arrivals: int) -> float:
     """
     draw = random.Random(0)
     refused = 0
-    served = 0.0  # the work that a request in progress since the begin would have received
+    served = 0.0  # the work that a request would have received if it had been in progress from the start
     ends: list[float] = []
     for _ in range(arrivals):
         # Time until the next request; the unit is the mean time that a request's work takes.

@@ -1,4 +1,4 @@
-"""The laws of `step_law` agree with their source, steps last as long as the laws say, and a server runs by the laws."""
+"""The laws of `step_law` agree with their source. Steps last as long as the laws require, also in a server."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_gpu_is_free_after_an_error(tmp_path: Path) -> None:
 
 
 def test_a_process_that_waits_for_a_gpu_is_not_overtaken(tmp_path: Path) -> None:
-    """The holder asks for the GPU again as soon as it is free, 20 times."""
+    """The holder requests the GPU again as soon as it has released it. This is repeated 20 times."""
     holder, waiter = Gpu(str(tmp_path), "0"), Gpu(str(tmp_path), "0")
     turns = []
 
@@ -154,7 +154,7 @@ def test_a_process_that_waits_for_a_gpu_is_not_overtaken(tmp_path: Path) -> None
         with holder.held():
             thread = threading.Thread(target=wait_for_turn)
             thread.start()
-            time.sleep(0.02)  # until the waiter has asked
+            time.sleep(0.02)  # until the waiter has requested the GPU
         with holder.held():
             turns.append("holder")
         thread.join()

@@ -1,5 +1,5 @@
-"""The check of a GPU machine works. The tests need no GPU: they run the check on the CPU, and on outputs that a GPU
-would give.
+"""The check of a GPU machine works. The tests need no GPU: they run the check on the CPU, and evaluate outputs as a GPU
+machine would produce them.
 """
 
 from __future__ import annotations

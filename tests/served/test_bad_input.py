@@ -71,7 +71,7 @@ IMAGE_URL = "messages[0].content[0].image_url.url"
 
 
 def raw(data: bytes, code: str, message: str, status: int = 400, **headers: str) -> Bad:
-    """A request whose complete body is wrong, and not only a field."""
+    """A request that is wrong as a whole, and not only in one field."""
     return Bad(
         data, code, None, message, status, JSON | {name.replace("_", "-"): value for name, value in headers.items()}
     )
@@ -87,7 +87,7 @@ BODIES = {
     "no JSON": raw(b"hello", "invalid_json", "not valid JSON"),
     "half a JSON": raw(b'{"messages": [', "invalid_json", "truncated"),
     "not UTF-8": raw(b'{"model": "\xff\xfe"}', "invalid_json", "not valid JSON"),
-    "half a character": raw(b'{"model": "\\ud800"}', "invalid_json", "half a character"),
+    "half a character": raw(b'{"model": "\\ud800"}', "invalid_json", "half of a surrogate pair"),
     "NaN": raw(b'{"temperature": NaN}', "invalid_json", "not valid JSON"),
     "infinity": raw(b'{"temperature": 1e999}', "invalid_json", "out of range"),
     "a list": raw(b"[]", "invalid_json", "must be a JSON object"),

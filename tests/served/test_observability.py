@@ -99,7 +99,9 @@ class Observed:
             self.client_seconds[request_id] = time.monotonic() - begin
 
     def has_all_edges(self) -> bool:
-        """Read the metrics. Returns whether they have the ring of the talker, which its next heartbeat reports."""
+        """Read the metrics. Returns whether they contain the edge from the code predictor back to the talker, which the
+        talker's next heartbeat reports.
+        """
         with urllib.request.urlopen(f"{self.server.url}/metrics") as page:
             self.metrics = page.read().decode()
         return 'source="code_predictor",target="talker_ar"' in self.metrics

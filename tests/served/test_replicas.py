@@ -187,7 +187,7 @@ def test_conversations_find_more_of_their_prompts_in_the_caches_than_without_com
 
 
 async def test_the_responses_of_a_session_stay_at_one_thinker(thinkers: Server, data: Path) -> None:
-    """The thinker of a session also has the ids that it has generated for earlier responses."""
+    """The prefix cache of a session's thinker also has the ids that it has generated for earlier responses."""
     sound = sound_of_file(data / "query_to_cars.wav")
     async with talking(thinkers.url) as ann, talking(thinkers.url) as bob, talking(thinkers.url) as eve:
         known = {}

@@ -63,7 +63,7 @@ def pss(pid: int) -> int:
 
 
 def test_idle_processes_use_no_cpu(server: Server) -> None:
-    """Processes that wait busily use CPU time in every interval, so one idle interval is enough.
+    """Processes that busy-wait use CPU time in every interval, so one idle interval is enough.
 
     Other programs on the machine make the same work take more CPU time, and the kernel counts CPU time in units of
     10 ms.

@@ -58,7 +58,7 @@ def processor(server: Server) -> Any:
 
 @pytest.fixture
 def write(client: openai.OpenAI, processor: Any) -> Callable[..., Any]:
-    """A function that returns the answer of a model that is made to write a text."""
+    """A function that returns the answer of a model that is forced to write a given text."""
     # The pattern also allows the token that marks a real call. A bias against this token keeps the model from using it.
     [marker] = processor.tokenizer.encode("<tool_call>")
 

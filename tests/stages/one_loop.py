@@ -50,12 +50,12 @@ class Answer:
 
 
 class OneLoop:
-    """`streams` clients that ask again as soon as they have an answer, each for `answers` answers.
+    """Serves `streams` clients. Each client requests `answers` answers, one after the other without a pause.
 
     Args:
         just_in_time: Whether listeners decide the order of work.
         texts: Number of text answers that are written all the time.
-        passes: Number of rounds in which the thinker may be passed over.
+        passes: Maximum number of rounds in a row in which the thinker may be skipped.
 
     Attributes:
         done: The answers that are complete.

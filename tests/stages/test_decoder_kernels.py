@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from stages import decoder_kernels
 
-# Both sides round differently, and sum in another order.
+# The two implementations round differently, and sum in different orders.
 TOLERANCE = {"rtol": 2e-5, "atol": 1e-5}
 
 

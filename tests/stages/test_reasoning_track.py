@@ -1,4 +1,4 @@
-"""Reasoning is followed by token ids."""
+"""The beginning and the end of reasoning are recognised by token ids."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ def just_in_time(slots: int = 64) -> tuple[VoiceOrder, ChunkOrder]:
 
 
 def closed_loop(streams: int, answers: int, frames: int, seed: int) -> list[Utterance]:
-    """`streams` clients that ask again as soon as they have an answer. Returns all utterances; the clients begin at
-    random times within the first second.
+    """The utterances of `streams` clients. Each client requests its next answer as soon as it has the previous one. The
+    clients begin at random times within the first second.
     """
     dice = random.Random(seed)
     utterances = []
@@ -100,8 +100,8 @@ def test_first_come_first_served_stutters_long_before() -> None:
 
 
 def test_order_costs_little_throughput() -> None:
-    """In this test, each stage has a separate processor. A stage rests while utterances that are far ahead wait for
-    others.
+    """In this test, each stage has its own processor. So when utterances with a large lead wait for other utterances, a
+    stage may be idle.
     """
     spans = []
     for orders in (first_come(), just_in_time()):
@@ -112,7 +112,7 @@ def test_order_costs_little_throughput() -> None:
 
 
 def test_nobody_waits_while_nobody_else_is_short() -> None:
-    """A single answer is made as fast as without any order, with the same chunks."""
+    """A single answer is made as fast as in the order of arrival, with the same chunk sizes."""
     for frames in (1, 5, 200):
         ends = []
         for orders in (first_come(), just_in_time()):

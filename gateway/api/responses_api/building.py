@@ -84,7 +84,7 @@ class ResponseBuilder:
         self._events: list[Event] = []
         self._count = 0
         self._open: OpenMessage | OpenReasoning | None = None  # the item to which text is added
-        # Log-probabilities of tokens that gave no text yet. These log-probabilities are sent with the next text.
+        # Log-probabilities of tokens that have not produced text yet. They are sent with the next text.
         self._early: list[ChosenLogprob] = []
 
     def begin(self) -> list[Event]:
@@ -185,7 +185,7 @@ class ResponseBuilder:
             self._tell(*opened.closing(status))
 
     def _add_call(self, call: ToolCall) -> None:
-        """Add a complete call. The arguments of the call are one piece."""
+        """Add a complete call. The arguments of the call are sent in one piece."""
         item = FunctionCall(
             id=f"fc_{uuid.uuid4().hex}",
             call_id=f"call_{uuid.uuid4().hex[:24]}",

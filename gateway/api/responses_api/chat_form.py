@@ -186,7 +186,7 @@ def _part(part: schema.Part, path: str) -> chat.Part:
             data = [value for value in (part.file_data, part.file_url) if value is not None]
             if len(data) != 1:
                 raise bad_request(
-                    f"Missing required field '{path}.file_data': a file needs either its data or its data URL."
+                    f"Missing required field '{path}.file_data': send either 'file_data' or 'file_url' (a data URL)."
                     if not data
                     else f"Invalid '{path}.file_url': send only one of 'file_data' and 'file_url'.",
                     param=f"{path}.file_data" if not data else f"{path}.file_url",

@@ -284,7 +284,7 @@ IGNORED = frozenset(
 )
 _KEPT_NOWHERE = "this server does not store responses; send the whole conversation in 'input'"
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "background": ((False,), "a request is answered while its connection is open"),
+    "background": ((False,), "the server sends each answer over the connection of its request"),
     "context_management": (([],), "this server does not shorten conversations"),
     "conversation": ((), _KEPT_NOWHERE),
     "moderation": ((), "this server does not moderate content"),

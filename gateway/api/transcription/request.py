@@ -17,7 +17,7 @@ from omni_pipeline.errors import OmniError, bad_request
 from stages.messages import TranscriptTask
 
 FILE = "file"
-"""The field with the sound."""
+"""The name of the form field that contains the sound."""
 MOST_FIELD_BYTES = 64 * 1024
 """Maximum size, in bytes, of any field except the file."""
 LONGEST_LANGUAGE = 64
@@ -179,7 +179,7 @@ def _value(field: str, given: Sequence[str], hints: Mapping[str, Any]) -> Any:
     if field == "response_format" and text in REFUSED_FORMATS:
         raise _unsupported_value(field, text, REFUSED_FORMATS[text])
     if field == "chunking_strategy" and text != "auto":
-        raise _unsupported_value(field, text, "the server always decides where to cut; send 'auto'")
+        raise _unsupported_value(field, text, "the server always decides where to cut the sound; send 'auto'")
     return _convert(field, text, hints[field])
 
 

@@ -61,7 +61,9 @@ def _notes(level: TalkLevel) -> list[str]:
     if level.split:
         notes.append(f"[yellow]{level.split} utterances were divided into several turns[/]")
     if level.client_cpu > _BUSY:
-        notes.append(f"[yellow]the bench itself used {level.client_cpu:.0%} of a CPU core and may be late[/]")
+        notes.append(
+            f"[yellow]the bench itself used {level.client_cpu:.0%} of a CPU core and may have delayed events[/]"
+        )
     for code, error in level.errors.items():
         notes.append(f"[red]{error.count} × {escape(code)}[/]: {escape(error.message)}")
     return notes

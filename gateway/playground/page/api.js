@@ -86,5 +86,5 @@ export async function* events(response) {
 export function explain(error) {
   if (error instanceof ServerError) return error.message;
   if (!(error instanceof TypeError)) return `The page could not do this: ${error.message}.`;
-  return "The server cannot be reached, or the connection was lost. Is it still running?";
+  return "The server cannot be reached, or the connection was lost. Is the server running?";
 }

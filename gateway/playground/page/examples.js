@@ -22,8 +22,8 @@ async function load(name) {
 /** Shows the examples; a click calls `ask` with the example's text and items. */
 export function showExamples(model, ask) {
   byId("honest").textContent = model === DEMO
-    ? "This is the demo model: 15 million parameters, trained on a small world. It knows cars, circles, squares, "
-      + "triangles and stars in six colours, things that move, and a pencil that draws. To other questions, it answers "
+    ? "This demo model has 15 million parameters. It was trained on scenes of cars, circles, squares, triangles and "
+      + "stars in six colours, things that move, and a pencil that draws. To other questions, it answers "
       + "that it only knows cars and simple shapes. It was trained with synthetic voices, so it may not understand yours."
     : "Attach a picture, a sound or a clip, or just type. The examples show how.";
   byId("examples").replaceChildren(...EXAMPLES.map((example) => el("li", {}, el("button", {

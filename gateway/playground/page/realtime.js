@@ -14,7 +14,7 @@ export async function openSession(received, closed) {
   socket.onclose = ({ reason, wasClean }) => closed(reason || (wasClean ? "" : "The connection was lost."));
   await new Promise((resolve, reject) => {
     socket.onopen = resolve;
-    socket.onerror = () => reject(new TypeError("the server has refused the session"));
+    socket.onerror = () => reject(new Error("the server cannot be reached, or refuses the session"));
   });
   return {
     send: (event) => { if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(event)); },

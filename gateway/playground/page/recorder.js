@@ -7,7 +7,7 @@ const MICROPHONE = { channelCount: 1, echoCancellation: true, noiseSuppression: 
 
 /** Opens the microphone; `heard` gets its samples, at `context.sampleRate`. Throws a DOMException if it is not allowed. */
 export async function openMicrophone(heard, rate) {
-  if (!navigator.mediaDevices) throw new Error("browsers allow it only over https or on localhost");
+  if (!navigator.mediaDevices) throw new Error("browsers allow microphones only over https or on localhost");
   const stream = await navigator.mediaDevices.getUserMedia({ audio: MICROPHONE });
   const context = new AudioContext(rate ? { sampleRate: rate } : {});
   await context.audioWorklet.addModule(new URL("./worklets.js", import.meta.url));

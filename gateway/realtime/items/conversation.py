@@ -17,7 +17,7 @@ ROOT = "root"
 
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 
-# Approximate size in memory, in bytes, of an item or of a part of an item. Its text and its medium are not included.
+# Approximate size in memory, in bytes, of an item or of a part of an item, without its text and its media item.
 _ITEM_BYTES = 512
 _ID_BYTES = 40
 
@@ -245,7 +245,7 @@ def turns_of(items: Iterable[Item], instructions: str) -> tuple[list[Turn], list
 
 
 def shown(item: Item) -> dict[str, Any]:
-    """An item, as events show it. Media are left out, because some clients do not accept messages of this size."""
+    """An item, as events show it. Media are left out, because some clients do not accept messages that large."""
     common = {"id": item.id, "object": "realtime.item", "status": item.status}
     match item:
         case Message():

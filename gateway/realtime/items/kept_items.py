@@ -32,7 +32,7 @@ class KeptItems:
 
     def add(self, item: Item, after: str | None = None) -> str | None:
         """Add an item of the client. Returns the id of the item before the new item. If the pipeline reports an error
-        about a medium of the item, the error contains the result of `place_of` for the medium.
+        about a media item in this item, the error contains the result of `place_of` for the part with the media item.
 
         Raises:
             OmniError: The errors that `Conversation.check` and `KeptBytes.hold` raise.

@@ -110,7 +110,7 @@ class ItemReader:
         for index, part in enumerate(item.content):
             path = f"{param}.content[{index}]"
             if not isinstance(part, _ALLOWED[item.role]):
-                raise invalid(f"{path}.type", f"a message with the role '{item.role}' cannot have this part")
+                raise invalid(f"{path}.type", f"a message with the role '{item.role}' cannot have a part of this type")
             content.append(await self._content(part, strings, sound_format, path, hold))
         role = "system" if item.role == "developer" else item.role
         return Message(item_id, role, content)

@@ -145,7 +145,7 @@ class SessionRules:
         return session
 
     def _answer_changes(self, options: AnswerOptions, path: str) -> dict[str, Any]:
-        """The fields of a `Session` that the settings of answers change."""
+        """The fields of a `Session` that `options` changes, with their new values."""
         if options.prompt:
             raise unsupported(f"{path}.prompt", "this server does not store prompts; send the text in 'instructions'")
         changed: dict[str, Any] = {}
@@ -163,7 +163,7 @@ class SessionRules:
         if options.output_modalities is not UNSET:
             wanted = options.output_modalities or (["audio"] if self._voices else ["text"])
             if "audio" in wanted and self._voices is None:
-                raise invalid(f"{path}.output_modalities", 'this server does not speak; ask for ["text"]')
+                raise invalid(f"{path}.output_modalities", 'this server does not speak; send ["text"]')
             changed["spoken"] = "audio" in wanted
         changed |= self._output_changes(options.audio, path)
         return changed

@@ -16,8 +16,9 @@ of the length of a window. The rules are:
   turn has ended. The silence is counted in whole windows, rounded down: 500 ms become 15 windows, which are 480 ms. The
   reason for rounding down is that the window in which the speech ended is partly silent too.
 - The sound of a turn ends `TAIL_MS` after the speech of the turn. The length of the silence does not matter. So at a
-  candidate, the sound that the turn has if the user stays silent is already known exactly. An answer to this sound can
-  be prepared. The tail is longer than three windows, so the turn contains all sound that the network judged as speech.
+  candidate, the sound of the whole turn is already known exactly, provided that the user stays silent. An answer to
+  this sound can be prepared. The tail is longer than three windows, so the turn contains all sound that the network
+  judged as speech.
 
 With ``semantic_vad``, OpenAI judges the words. This server has no model that judges words. Instead, the server judges
 how the user speaks:
@@ -42,7 +43,9 @@ from gateway.realtime.turns.voice_pool import WINDOW_MS
 LEAST_SPEECH_MS = 96
 CANDIDATE_MS = 192
 TAIL_MS = 160
-"""Silence at the end of a turn's sound, in milliseconds. This silence is shorter than `CANDIDATE_MS`."""
+"""Length of the silence at the end of a turn's sound, in milliseconds. It is shorter than `CANDIDATE_MS`, so the whole
+silence has been received when the pause becomes a candidate.
+"""
 
 _HYSTERESIS = 0.15
 _FAINT = 0.01  # -40 dB

@@ -185,14 +185,14 @@ def gathered(all_looks: Sequence[Sequence[Look]], length: int) -> list[Looks]:
 
 
 def _places(chosen: Sequence[tuple[int, Look | Count]]) -> tuple[Tensor, Tensor]:
-    """Two tensors: the prompt index of each pair in `chosen`, and the row from which it looks or counts."""
+    """Two tensors, with one entry for each pair in `chosen`: the index of its prompt, and the row `origin`."""
     prompts = torch.tensor([number for number, _ in chosen], dtype=torch.long)
     return prompts, torch.tensor([one.origin for _, one in chosen], dtype=torch.long)
 
 
 def astray(query: Tensor, key: Tensor, wanted: Looks, evenly: bool = False) -> Tensor:
-    """The mean distance of a head's attention from its targets. If `evenly` is false, the distance is zero for a target
-    whose rows get at least the share `_ENOUGH` of the attention.
+    """The mean distance of a head's attention from its targets. If `evenly` is false, the distance of a target is zero
+    as soon as the target's rows together get at least the share `_ENOUGH` of the attention.
 
     Args:
         query, key: The head's queries and keys, [batch, length, head size].

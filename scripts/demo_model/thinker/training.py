@@ -82,7 +82,9 @@ class ThinkerInTraining(nn.Module):
         )
 
     def forward(self, batch: PromptBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scores of all tokens [targets, vocabulary] in the rows that have a target, and the parts of the loss."""
+        """Return two values: the scores of all tokens in each row that has a target, [targets, vocabulary], and the
+        parts of the loss.
+        """
         with torch.autocast("cpu", torch.bfloat16):
             hidden, unevenness, elsewhere, between = think(
                 self.thinker.model, batch.rows, batch.positions, batch.deep, batch.looks
@@ -121,11 +123,11 @@ def _add_up(layer: Any, head: int) -> None:
     these rows.
 
     If a head attended to rows by their contents, some things would get more attention than others, and sums would be
-    wrong by a third. So the keys of this head (and of the other head with the same keys) are a component that all
-    visual rows contain. The head's queries are a component that all tokens in conversations contain. One more thing in
-    a picture changes the average over the rows by only a hundredth. A head that begins with random weights would learn
-    slowly from so small a change. So the head's values begin as the amounts of `ADDED_UP`, and the head outputs each
-    amount in a separate direction.
+    wrong by a third. So this head's keys are a component that all visual rows contain, and its queries are a component
+    that all tokens in conversations contain. (The same holds for the other head in its group, which has the same keys.)
+    One more thing in a picture changes the average over the rows by only a hundredth. With random initial values, the
+    head would learn slowly from such a small change. So the head's values begin as the amounts of `ADDED_UP`, and the
+    head outputs each amount in a separate direction.
     """
     attention, words, gains = layer.self_attn, codebook(), layer.input_layernorm.weight
     size = attention.head_dim
@@ -221,8 +223,11 @@ def batches(
 def right_answers(
     batch: PromptBatch, conversations: list[LabelledConversation], scores: Tensor
 ) -> dict[str, list[bool]]:
-    """A list for each task, a list for typed questions, and a list for spoken questions. The lists have an entry for
-    each answer. An entry is True if the token with the highest score is correct at every position of the answer.
+    """Whether each answer is right. An answer is right if, at each of its positions, the token with the highest score
+    is the correct token.
+
+    Returns a list for each task, a list for typed questions ("typed"), and a list for spoken questions ("spoken"). So
+    each answer has an entry in two lists.
     """
     wanted = batch.targets >= 0
     hits = scores.argmax(-1) == batch.targets[wanted]

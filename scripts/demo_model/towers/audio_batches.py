@@ -19,7 +19,7 @@ LONGEST = 800
 
 
 def row_count(frames: int) -> int:
-    """The number of rows that the tower makes from this number of mel frames."""
+    """The number of rows that the tower makes from a sound of `frames` mel frames."""
     return frames // CHUNK * ROWS_PER_CHUNK + (frames % CHUNK + 7) // 8
 
 

@@ -122,9 +122,7 @@ def silence_id() -> int:
 
 
 def written_down(rows: Tensor, count: int) -> list[int]:
-    """The tokens that the rows of a sound spell, without silence and repetitions. `count` is the number of rows that
-    belong to the sound.
-    """
+    """The tokens that the first `count` rows spell, without silence and repetitions. The other rows are padding."""
     best = scores(rows[:count]).argmax(-1)
     kept = torch.unique_consecutive(best)
     return kept[kept != silence_id()].tolist()

@@ -82,7 +82,7 @@ class Observed:
         """Return a `thinker.training.Source` of conversations about these pictures, clips and questions.
 
         If the audio tower has not been run on a question, `imagined_sound` makes the rows of the spoken question.
-        Without `imagination`, another question is asked instead.
+        Without `imagination`, other questions are tried first, at most a thousand.
         """
 
         def make(rng: Random, kind: str) -> LabelledConversation:

@@ -167,7 +167,9 @@ def shared_out(x: float, y: float, columns: int, rows: int) -> list[tuple[int, f
 
 
 def add_thing(amounts: Tensor, columns: int, x: float, y: float, words: tuple[str, ...]) -> None:
-    """Add a thing at fractions (x, y), described by `words`, to the `amounts` [cells, words] of a frame."""
+    """Add a thing to the `amounts` [cells, words] of a frame. `words` describe the thing. Its centre is at (x, y), as
+    fractions of the width and the height.
+    """
     indices = [WORDS.index(word) for word in words]
     for cell, share in shared_out(x, y, columns, len(amounts) // columns):
         amounts[cell, indices] += share

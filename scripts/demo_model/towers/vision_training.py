@@ -200,7 +200,7 @@ def _weighed(losses: dict[str, Tensor], lesson: VisionLesson) -> Tensor:
 
     Most losses are means over the things in a batch. So with the factor, each thing has the weight 1 / (T + 10).
     Without the factor, the weight would be 1 / T, and a thing in a batch with few things would count too much. With the
-    factor, a thing that is alone in a batch of clips counts at most about as much as seven things in a batch of
+    factor, the only thing in a batch of clips has at most about seven times the weight of one thing in a batch of
     pictures.
     """
     things = float(_things(lesson))

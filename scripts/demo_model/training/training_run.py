@@ -26,9 +26,9 @@ class TrainingRun:
     With `muon`, the optimiser Muon trains the matrices inside a list of layers. Muon needs half the steps that AdamW
     needs for the same result.
 
-    During the first steps, the learning rate rises. `warmup` is the number of these steps. Then the learning rate falls
-    as a cosine, almost to zero at the last step. All random numbers of a step must come from `generator(step)`, so that
-    a resumed run draws the same numbers as an uninterrupted run.
+    During the first `warmup` steps, the learning rate rises. Then the learning rate falls as a cosine, almost to zero
+    at the last step. All random numbers of a step must come from `generator(step)`, so that a resumed run draws the
+    same numbers as an uninterrupted run.
 
         run = TrainingRun(Path("out/vocoder"), model, steps=1000, rate=1e-3)
         for step in run:

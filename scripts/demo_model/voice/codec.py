@@ -74,8 +74,8 @@ class SpeechCodec:
 
 
 def _k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """The centres of `points`. `count` is the number of centres. If a centre is unused, it moves to a point that is far
-    from all centres.
+    """The centres of `count` clusters of `points`. If no point is nearest to a centre, the centre moves to a point that
+    is far from all centres.
     """
     centres = points[torch.randperm(len(points), generator=generator)[:count]].clone()
     for _ in range(_ROUNDS):

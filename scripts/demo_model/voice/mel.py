@@ -21,7 +21,7 @@ _FLOOR = 1e-4  # amplitude relative to full scale below which a sound counts as 
 
 
 def frames(sound: Tensor) -> int:
-    """The number of codec frames of `sound`. The last frame is filled up with silence."""
+    """The number of codec frames of `sound`. The last frame is padded with silence."""
     return -(-sound.shape[-1] // FRAME)
 
 

@@ -88,8 +88,8 @@ def make_talker(out: Path) -> None:
     lessons, inputs, prompts, neighbours = _school(out)
 
     def prompt(step: int, generator: torch.Generator) -> UserTurns:
-        """Return an empty prompt in the first steps. If a new talker had prompts, it would speak the words of the
-        prompt instead of the words of the answer.
+        """Return an empty prompt in the first steps, and a random prompt in later steps. With prompts, a new talker
+        would speak the words of the prompt instead of the words of the answer.
         """
         make = prompts.none if step < _ALONE * _TALKER_STEPS else prompts.kind(generator)
         return make(generator)
@@ -129,8 +129,8 @@ def converse(out: Path) -> None:
 
 
 def _school(out: Path) -> tuple[list[TalkerLesson], TalkerInputs, PromptMaker, torch.Tensor]:
-    """The data that the talker's training needs: the lessons, the inputs (with an untrained talker), a function that
-    makes prompts, and the similar codes of each code.
+    """The data that the talker's training needs: the lessons, the inputs (with an untrained talker), the maker of
+    prompts, and for each code the codes that are most similar to it.
     """
     codec = make_codec(out)
     spoken = make_codes(out, codec)

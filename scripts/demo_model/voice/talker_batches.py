@@ -20,7 +20,7 @@ Talker: TypeAlias = Qwen3OmniMoeTalkerForConditionalGeneration
 
 @dataclass(frozen=True)
 class UserTurns:
-    """The user's turns in the form in which the talker gets them. One object is the prompt of a whole batch."""
+    """The user's turns as the talker's input. All sequences of a batch share one object as their prompt."""
 
     ids: Tensor
     """Token ids [rows]."""
@@ -82,8 +82,8 @@ class TalkerInputs:
         return torch.cat([text[:3], text[3:] + self.talker.model.codec_embedding(codes)])
 
     def trailing_rows(self, reply: Reply, frames: int) -> Tensor:
-        """The text rows of the first frames, [frames, talker hidden]: the tokens after the first token, then the end
-        token, then padding. `frames` is the number of rows.
+        """The text rows of the first `frames` frames, [frames, talker hidden]: the tokens after the first token, then
+        the end token, then padding.
         """
         ids = torch.full((max(frames, len(reply.ids)),), self.config.tts_pad_token_id)
         ids[: len(reply.ids) - 1] = reply.ids[1:]
@@ -126,9 +126,9 @@ def states(talker: Talker, before: Tensor, rows: Sequence[Tensor], places: Tenso
 def residual_logits(talker: Talker, hidden: Tensor, codes: Tensor) -> list[Tensor]:
     """The predictor's logits for each residual group, each [frames, codebook].
 
-    `hidden` [frames, hidden] are the talker's states that chose the first code of each frame. `codes` [frames, ≥ 1] are
-    the known codes of each frame. Logits are returned for the residual groups whose codes are known, and for the next
-    group.
+    `hidden` [frames, hidden] are the talker's states from which the first code of each frame was chosen. `codes`
+    [frames, ≥ 1] are the known codes of each frame, beginning with the first code. Logits are returned for the residual
+    groups whose codes are known, and for the next group.
     """
     predictor = talker.code_predictor
     known = [hidden, talker.model.codec_embedding(codes[:, 0])]

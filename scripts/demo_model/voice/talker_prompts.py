@@ -117,7 +117,7 @@ class PromptMaker:
         return torch.isin(ids, self._media_ids)
 
     def _frames(self, rows: int) -> int:
-        """The smallest number of mel frames from which the audio tower makes this number of rows."""
+        """The smallest number of mel frames from which the audio tower makes `rows` rows."""
         counts = _get_feat_extract_output_lengths(torch.arange(8 * rows + 100), self._n_window)
         return int((counts == rows).nonzero()[0])
 

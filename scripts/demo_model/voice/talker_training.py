@@ -232,9 +232,7 @@ def slips(codes: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tens
 
 
 def nearest_codes(codebooks: Tensor) -> Tensor:
-    """The nearest other codes of each code in `codebooks` [groups, codes, size]. The result is [groups, codes,
-    near].
-    """
+    """For each code in `codebooks` [groups, codes, size], the codes nearest to it: [groups, codes, near]."""
     distances = torch.cdist(codebooks, codebooks)
     return distances.topk(_NEAR + 1, largest=False).indices[..., 1:]
 

@@ -29,8 +29,9 @@ short training would not raise them enough.
 _SOFT = 0.03
 """The root mean square of the output of an untrained vocoder."""
 _FIRST_WEIGHT, _LAST_WEIGHT = 6.0, 0.5
-"""The weight that the distance of the samples has in the loss, at the first and at the last step. The distance of the
-samples helps most at the beginning of the training. It does not help for noise such as breath and hiss.
+"""The weight of the distance between the samples of the two sounds in the loss (see `SoundLoss`), at the first and at
+the last step. This distance helps most at the beginning of the training. It does not help for noise such as breath and
+hiss.
 """
 _SPECTRA = ((2048, 480), (1024, 240), (512, 120), (256, 60))
 _MELS = ((1024, 480), (600, 240))
@@ -99,8 +100,8 @@ def train(
     frames: int = 20,
     seed: int = 0,
 ) -> None:
-    """Train on pieces of utterances. `frames` is the number of frames in a piece. Two of five pieces start at the
-    beginning of an utterance, because in the server every utterance starts there.
+    """Train on pieces of utterances, each `frames` frames long. Two of five pieces start at the beginning of an
+    utterance, because the server always decodes an utterance from its beginning.
     """
     loss = SoundLoss()
     fuse_snakes(vocoder)

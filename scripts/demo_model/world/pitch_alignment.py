@@ -22,8 +22,9 @@ _STEADY = 0.03
 
 
 def in_step(sound: Sound, tone: float, rate: int) -> Sound:
-    """`sound`, in which the tone is shifted to one phase, which is zero at sample 0. `tone` is the frequency of the
-    tone in hertz. The length of the sound does not change.
+    """`sound` with its voiced parts shifted in time, so that the tone has the same phase in all parts. (Continued to
+    sample 0, this phase is zero.) `tone` is the frequency of the tone in hertz. The length of the sound does not
+    change.
     """
     hop = round(_STEP * rate)
     phase, voiced = _phases(sound, tone, rate, hop)

@@ -92,8 +92,7 @@ def diction(text: str) -> str:
 
 
 def lines(count: int, seed: int) -> list[Line]:
-    """Lines for training, in random order. Each text occurs once for every speaker. `count` is the number of different
-    texts.
+    """Lines for training, in random order: `count` different texts, each of them once for every speaker.
 
     A few of the texts stop before their end, like answers that reach `max_tokens`.
     """
@@ -112,8 +111,8 @@ def lines(count: int, seed: int) -> list[Line]:
 
 
 def repetitions(seed: int) -> dict[str, int]:
-    """The number of repetitions of each frequent text. Some thousand random answers are counted, and the number is the
-    square root of the text's count.
+    """For each text among some thousand random answers, how often the training repeats it: the square root of the
+    number of times that the text occurs among these answers, rounded up.
     """
     rng = Random(seed)
     counts = Counter(answer(rng) for _ in range(_CONVERSATIONS))

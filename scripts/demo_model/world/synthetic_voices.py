@@ -84,7 +84,7 @@ def speak(text: str, voice: SyntheticVoice, rate: int = 24000) -> Sound:
 
 
 Words = list[tuple[int, float]]
-"""For each word, the index at which it begins in the text and the second at which it begins in the sound."""
+"""For each word, the index at which it begins in the text, and the time in seconds at which it begins in the sound."""
 
 
 def speak_words(text: str, voice: SyntheticVoice, rate: int = 24000) -> tuple[Sound, Words]:

@@ -34,8 +34,8 @@ def token_moments(length: int, words: Words, starts: list[int], end: float) -> l
 
 
 def token_at_each(frames: int, seconds: float, moments: list[float]) -> list[int]:
-    """For each frame, the index of the token that is spoken in the middle of the frame. `frames` is the number of
-    frames. `seconds` is the length of one frame.
+    """For each of `frames` frames, the index of the token that is spoken in the middle of the frame. A frame lasts
+    `seconds` seconds.
     """
     borders = [(before + after) / 2 for before, after in itertools.pairwise(moments)]
     return [sum(border <= (frame + 0.5) * seconds for border in borders) for frame in range(frames)]

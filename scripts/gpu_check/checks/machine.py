@@ -32,8 +32,8 @@ HOOKS = {
     "Qwen3OmniMoeCode2WavDecoderResidualUnit": ("act1", "conv1", "act2", "conv2"),
     "Qwen3OmniMoeCode2WavDecoderBlock": ("block",),
 }
-"""For each class of transformers that the stages use, the names of the parts that the stages use. The source of the
-class's module must contain these names.
+"""The classes of the library transformers that the stages use. For each class, the names inside it on which the stages
+depend. The source of the modeling module must contain all these names.
 """
 
 

@@ -40,7 +40,8 @@ FRAMES, WARM = 100, 20
 LAYERS = 20
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8)
 
-# This time is long enough for a compiler on the CPU. A process without saved machine code compiles in its first frame.
+# Maximum seconds until the first answer of the second process. Without saved machine code, this process compiles for
+# the CPU during its first frame.
 _START_SECONDS = 120
 
 

@@ -32,9 +32,7 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 def stray_buffers(device: str) -> dict[str, str]:
-    """The angles' buffers that are on the wrong device. The right device is that of the context in which a buffer was
-    made.
-    """
+    """The buffers of `InterleavedAngles` that are not on `device`, although they were made in its context."""
     with torch.device(device):
         angles = InterleavedAngles(HEAD_DIM, THETA, SECTIONS)
     return {name: str(buffer.device) for name, buffer in angles.named_buffers() if buffer.device.type != device}

@@ -101,7 +101,9 @@ def _patches(setup: Setup, stage: ImageEncoder) -> Finding:
 
 @torch.inference_mode()
 def _lengths(setup: Setup, stage: ImageEncoder) -> Finding:
-    """Time the vision tower with `cu_seqlens` on the device and on the CPU; its attention reads them in every layer."""
+    """Time the vision tower with `cu_seqlens` on the device and on the CPU, and check that the results are equal. The
+    attention reads `cu_seqlens` in every layer.
+    """
     frames, side = (2, 12) if setup.small else (8, 40)
     grid = torch.tensor([[frames, side, side]], device=setup.device)
     tower = stage._tower

@@ -1,4 +1,7 @@
-"""Checks the vocoder: chunks equal the whole utterance, and each batch shape is timed at its first use."""
+"""Checks the vocoder: the sound of the chunks equals the sound of the whole utterance, and the memory is as planned.
+
+Also times the first run and later runs of each batch shape.
+"""
 
 from __future__ import annotations
 
@@ -61,9 +64,7 @@ def _let_it_sound(model: Any) -> None:
 
 
 class SoundChunk:
-    """Decodes one chunk of several utterances. `batch` is the number of utterances, and `frames` is the number of new
-    frames of each utterance.
-    """
+    """Decodes one chunk of `batch` utterances, with `frames` new frames of each utterance."""
 
     def __init__(self, vocoder: StreamingVocoder, batch: int, frames: int, *, fresh: bool) -> None:
         self._vocoder = vocoder

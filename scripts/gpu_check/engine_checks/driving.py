@@ -131,7 +131,7 @@ class Driven:
 
 
 def text(name: str, ids: torch.Tensor, tokens: int, tapped: torch.Tensor | None = None) -> Generation:
-    """A greedy request. `ids` is the prompt, int64 [n]. `tokens` is the number of tokens to generate."""
+    """A greedy request for `tokens` new tokens. `ids` is the prompt, int64 [n]."""
     sampling = Sampling(max_tokens=tokens)
     return Generation(name, ids, PromptRows(ids=ids, positions=None, delta=0.0), sampling, tapped_rows=tapped)
 

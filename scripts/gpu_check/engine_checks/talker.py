@@ -20,9 +20,9 @@ from stages.talker_ar.stage import ARCHITECTURE
 
 VOICES = 8
 FRAMES = 60
-# The number of rows in each prompt. It equals the number of rows that a prefill step computes when memory is short, so
-# each step has only one utterance. The engine does not copy the rows of a single utterance. So the check also shows
-# whether the rows are still unchanged when they are computed again.
+# The number of rows in each prompt. It equals the number of rows that a prefill step computes with the settings
+# `CROWDED`, so each prefill step has only one utterance. The engine does not copy the rows of a single utterance. So
+# the check also shows whether these rows are still unchanged when they are computed again after a retraction.
 PROMPT = CROWDED["chunked_prefill_size"]
 
 

@@ -73,7 +73,7 @@ def judged(name: str, found: Difference, allowed: float, **more: Any) -> Finding
 def _padding(
     setup: Setup, engine: Driven, asked: list[torch.Tensor], alone: dict[str, EngineAnswer], allowed: float
 ) -> Finding:
-    """Compare batches with runs of each request alone. The batches are padded if their sizes are not captured."""
+    """Compare batches with runs of each request alone. A batch is padded if no decode step of its size is captured."""
     worst = Difference()
     for size in (size for size in BATCHES if 1 < size <= len(asked)):
         together = engine.run(named([text(str(index), asked[index], TOKENS) for index in range(size)]))

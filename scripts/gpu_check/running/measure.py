@@ -36,7 +36,7 @@ def milliseconds(work: Callable[[], object], device: str) -> float:
 
 
 def times(work: Callable[[], object], device: str, runs: int) -> Times:
-    """Time a first run and some more runs. `runs` is the number of the other runs."""
+    """Time a first run and `runs` later runs."""
     first = milliseconds(work, device)
     rest = sorted(milliseconds(work, device) for _ in range(runs))
     return Times(round(first, 3), round(rest[len(rest) // 2], 3))

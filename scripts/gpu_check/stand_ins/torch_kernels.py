@@ -1,4 +1,4 @@
-"""Torch forms of the SGLang kernels that our models call, with the arguments and side effects of the real kernels.
+"""Implements in torch the SGLang kernels that our models call, with the arguments and side effects of the real kernels.
 
 The functions write where the real kernels write: `fused_add_rmsnorm` to both of its inputs, `qknorm` to its input. They
 never wait for the device, and never make a tensor whose size depends on values. So decode steps can be captured as CUDA
@@ -63,7 +63,7 @@ def run_activation_sorted_filtered(
 
 
 def moe_sum_reduce(x: Tensor, out: Tensor, factor: float) -> None:
-    """The sum over experts of [tokens, experts, hidden]."""
+    """Write the sum over the experts of `x` [tokens, experts, hidden], times `factor`, to `out`."""
     out.copy_(x.float().sum(1) * factor)
 
 

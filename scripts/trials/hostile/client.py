@@ -61,7 +61,8 @@ class HostileClient:
     Attributes:
         connections: The number of connections that the server accepted.
         outcomes: The number of requests by status and error code.
-        breaches: Describes things that the server must never do, and counts how often the server did each of them.
+        breaches: For each thing that the server must never do, the number of times that the server did it. The keys
+            describe these things.
     """
 
     def __init__(self, port: int, address: str, draw: random.Random) -> None:
@@ -149,8 +150,8 @@ class Target(Struct, frozen=True):
     """The limits of the server that the attacks try to exceed.
 
     Attributes:
-        body_bytes, connections, speech_tokens: The settings `server.limits.body_bytes` and `server.limits.connections`,
-            and the talker tokens that a hostile client asks for.
+        body_bytes, connections: The settings `server.limits.body_bytes` and `server.limits.connections`.
+        speech_tokens: The number of talker tokens that a hostile client asks for.
         media_bytes: The setting `server.media.max_bytes`.
         image_pixels: The setting `max_image_pixels` of preprocessing.
     """

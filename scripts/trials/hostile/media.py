@@ -157,7 +157,7 @@ def _progressive(side: int, kind: str) -> bytes:
 
 
 def _with_scans(jpeg: bytes, count: int) -> bytes:
-    """`jpeg`, in which the last scan of the first picture is repeated. `count` is the number of repetitions."""
+    """`jpeg` with `count` further copies of the last scan of its first picture."""
     at, scan = 2, (0, 0)
     while jpeg[at + 1] != 0xD9:  # the end of the first picture
         after = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
@@ -198,7 +198,7 @@ def _long_clip(minutes: int) -> bytes:
 def _mux(
     output: av.container.OutputContainer, stream: av.VideoStream, packets: list[bytes], count: int, step: Fraction
 ) -> None:
-    """Write packets by repeating the given packets. `count` is the number of packets to write."""
+    """Write `count` packets by repeating the given `packets`."""
     for number in range(count):
         packet = av.Packet(packets[number % len(packets)])
         packet.stream = stream

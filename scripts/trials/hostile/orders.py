@@ -54,8 +54,8 @@ def kinds() -> dict[str, Kind]:
 
 
 def attacks(names: Sequence[str], clients: int) -> list[Attack]:
-    """Hostile clients. `clients` is their number. The first client gets the first kind in `names`, the second client
-    gets the second kind, and so on. After the last kind, the first kind follows again.
+    """Make `clients` hostile clients. The first client gets the first kind in `names`, the second client gets the
+    second kind, and so on. After the last kind, the first kind follows again.
     """
     return [Attack(names[number % len(names)], f"127.0.2.{1 + number}") for number in range(clients)]
 

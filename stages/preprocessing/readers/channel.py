@@ -144,7 +144,7 @@ def _pieces(frames: Sequence[Buffer]) -> Iterator[memoryview]:
 
 
 def _remove(pieces: deque[memoryview], count: int) -> None:
-    """Remove bytes from the beginning. `count` is their number."""
+    """Remove the first `count` bytes."""
     while pieces and count >= pieces[0].nbytes:
         count -= pieces.popleft().nbytes
     if count:

@@ -24,7 +24,7 @@ SHORT_SECONDS = 2.0
 AGEING = 10.0
 MOST_AGEING_SECONDS = 60.0
 
-# The time for which readers have worked for a client counts half after this time.
+# Half-life of the time for which readers have worked for a client: recent work counts more than earlier work.
 HALF_LIFE_SECONDS = 30.0
 _FORGOTTEN_SECONDS = 0.001  # a smaller time is forgotten
 

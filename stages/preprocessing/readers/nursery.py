@@ -83,7 +83,7 @@ class Nursery:
 
     def kill(self, pid: int) -> None:
         """Order the process to kill the reader `pid`. When the reader has ended, `reports` yields an `Ended`."""
-        with contextlib.suppress(ConnectionError):  # the readers have ended with the nursery
+        with contextlib.suppress(ConnectionError):  # if the nursery has ended, so have its readers
             self._control.send(_KILL + _PID.pack(pid))
 
     def reports(self) -> Iterator[Born | Ended]:

@@ -8,7 +8,8 @@ A reader is killed and replaced in these cases:
 - The job takes too long.
 - The job was expected to be short, but turns out to be long while other short jobs wait. Then the job runs again as a
   long job.
-- A job of another client waits, and this other client uses at least two readers fewer. Then the job runs again later.
+- A job of another client waits, and that client uses at least two readers fewer than the client of the reader's job.
+  Then the reader's job runs again later.
 - Its job was long, so it has a low priority. See `ReaderPool._lower`.
 If a reader ends by itself, only its job is affected: see `ReaderPool._lose`.
 """
@@ -55,8 +56,8 @@ from stages.preprocessing.readers.process import (
     be_reader,
 )
 
-# A job that was expected to be short may take this much CPU time and this much elapsed time. The limits apply only
-# while other short jobs wait.
+# A job that was expected to be short may take this much CPU time and this much elapsed time. A job that exceeds a limit
+# is stopped only while other short jobs wait. Otherwise, its reader gets a low priority.
 OVERRUN_CPU_SECONDS = 0.5
 OVERRUN_SECONDS = 10.0
 
@@ -64,7 +65,8 @@ OVERRUN_SECONDS = 10.0
 # give a reader to another client.
 LOOK_SECONDS = 0.5
 
-# If a job has waited for this time, a client that uses at least two readers more gives one of its readers to this job.
+# If a job has waited for this time, another client must give up a reader for it. This applies to clients that use at
+# least two readers more than the client of the job.
 YIELD_SECONDS = 1.0
 
 # The niceness of readers with long jobs (see `nice(2)`), which gives them a low priority. So if there are too few
@@ -344,9 +346,10 @@ class ReaderPool:
                 self._lower(reader)
 
     def _displace(self) -> None:
-        """Give the readers of clients that use many readers to clients that use at least two fewer.
+        """Take a reader from a client that uses at least two readers more than the client of a waiting job.
 
-        Each client loses its latest jobs, so the oldest job of a client always reaches its end.
+        The client with the most readers loses the reader of its latest job. So the oldest job of a client always
+        reaches its end.
         """
         running = self._running()
         if not running or max(running.values()) < 2 or not len(self._queue):
@@ -481,7 +484,9 @@ class ReaderPool:
         if not reader.greeted:
             self._failed_starts += 1
             if self._failed_starts >= MOST_FAILED_STARTS:
-                raise StageBroken(f"{self._failed_starts} readers have ended while they started, the last with: {how}")
+                raise StageBroken(
+                    f"{self._failed_starts} reader processes in a row ended while they started; the last end: {how}"
+                )
         job = reader.job
         if job is not None:
             if reader.item is not None:

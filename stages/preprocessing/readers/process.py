@@ -251,7 +251,7 @@ def _next_answer(
         raise  # the pool does not use this reader any more
     except Exception:
         work.drop()
-        logger.exception("a question could not be answered")
+        logger.exception("a reader process could not handle a request")
         return Failed("", READER, internal(f"The {_WHAT[type(question)]}.").info)
 
 

@@ -50,8 +50,8 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         compiled: The layers in machine code, if there are any.
         recorded: The recording that decodes without Python, if there is one. Not used if `compiled` is set.
         prefill: The data of the prefill batch that is about to run, besides token ids; None for a decode batch.
-        position_deltas: float32 [KV-pool slots]. The entry of a slot belongs to the request in this slot. It is the
-            difference between position and index of every token after the prompt.
+        position_deltas: float32 [KV-pool slots]. For the request in each slot, the difference between position and
+            index of every token after the prompt.
     """
 
     tables: tuple[str, ...] = ("position_deltas",)
@@ -100,8 +100,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         self.position_deltas = torch.zeros(slots, dtype=torch.float32, device=self.angles.inverse.device)
 
     def load_part(self, part: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Load weights, which are given by their names in this model. They come from the checkpoint's part with the
-        prefix `part`.
+        """Load the weights of the checkpoint's part with the prefix `part`. The names in `weights` are this model's.
 
         Raises:
             StartupError: Weights are missing, or quantised where that is not supported.

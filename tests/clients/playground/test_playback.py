@@ -25,7 +25,9 @@ QUESTION = {
 
 @pytest.fixture
 def others(demo_server: Server, data: Path) -> Iterator[list[int]]:
-    """Four clients that get one spoken answer after the other; the result counts the answers."""
+    """Four clients, each of which requests one spoken answer after the other. Yields the number of answers of each
+    client.
+    """
     picture = f"data:image/jpeg;base64,{OpenPage.base64_of(data / 'cars.jpg')}"
     done = threading.Event()
     counts = [0] * OTHERS

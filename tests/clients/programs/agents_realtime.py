@@ -117,7 +117,7 @@ async def tool_call() -> dict[str, Any]:
 
     async def look(context: Any, arguments: str) -> str:
         called.append({"name": STOCK["name"], "arguments": json.loads(arguments)})
-        # With the choice of this tool, the model would call the tool again instead of speaking about the result.
+        # If the choice remained this tool, the model would call the tool again instead of speaking about the result.
         await one.session.model.send_event(RealtimeModelSendSessionUpdate({"tools": [tool], "tool_choice": "auto"}))
         return "3"
 
@@ -132,7 +132,9 @@ async def tool_call() -> dict[str, Any]:
 
 
 async def history() -> dict[str, Any]:
-    """A question in a new session. Only the items that the SDK kept of an earlier session explain the question."""
+    """The answer to a question in a new session. The question refers to an earlier session, whose items come from the
+    SDK's history.
+    """
     async with talk() as one, Microphone(one.session.send_audio) as microphone:
         await one.create(PICTURE_ITEM)
         microphone.say(QUESTION_PCM)
@@ -146,7 +148,7 @@ async def history() -> dict[str, Any]:
 
 
 def replayed(item: Any) -> dict[str, Any]:
-    """An item of the SDK's history as an item to create."""
+    """Converts an item of the SDK's history to an item that can be added to a session."""
     made: dict[str, Any] = {"type": "message", "role": item.role, "content": []}
     for part in item.content:
         if part.type == "input_image":

@@ -1,4 +1,4 @@
-"""Talks with the model through OpenAI's Python library, without any settings but the tools."""
+"""Talks with the model through OpenAI's Python library. The only settings are the tools."""
 
 from __future__ import annotations
 
@@ -104,7 +104,9 @@ async def tool_call() -> dict[str, Any]:
 
 
 async def history() -> dict[str, Any]:
-    """The answer to a question in a new session. Only the items of an earlier session explain the question."""
+    """The answer to a question in a new session. The question refers to an earlier session, whose items are added
+    again.
+    """
     async with talk() as one, Microphone(one.send_packet) as microphone:
         await one.connection.conversation.item.create(item=PICTURE_ITEM)
         microphone.say(QUESTION_PCM)

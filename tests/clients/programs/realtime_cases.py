@@ -21,9 +21,9 @@ SOCKET_URL = f"ws{URL.removeprefix('http')}"
 LONG_QUESTION = "What is in the picture?"
 LISTENED = 0.8  # seconds of an answer that a listener hears before the interruption
 THIS_TOOL = {"type": "function", "name": STOCK["name"]}
-"""The tool choice that forces the demo model to call this tool. The model was not trained for tools."""
+"""The tool choice that forces the demo model to call `STOCK`, because the model was not trained to use tools."""
 QUESTION_PCM = (Path(__file__).parent / "query_to_cars.pcm").read_bytes()
-"""QUESTION as pcm16 at `RATE`."""
+"""The spoken `cases.QUESTION`, as pcm16 at `RATE`."""
 
 _LONGEST = 40  # maximum seconds for one case
 

@@ -245,7 +245,9 @@ class _Ring:
         self.talker.receive(End(name, "thinker", "talker_ar", Finished("stop", None)))
 
     def run(self, turns: int | None = None) -> None:
-        """Step all parts of the ring until there is nothing left to do, or at most `turns` times."""
+        """Step the talker and send it the predictor's results, until there is nothing left to do, or at most `turns`
+        times.
+        """
         while (self.talker.has_work or self._due) and turns != 0:
             turns = None if turns is None else turns - 1
             due, self._due = self._due, []
@@ -260,7 +262,7 @@ class _Ring:
                     self._due.append(message.request_id)
 
     def _stepped(self) -> list[Any]:
-        """The messages of a step. They are encoded, as if they were sent to another process."""
+        """The messages of one step of the talker. Each message is encoded, as if it were sent to another process."""
         codec = Codec({})
 
         def step() -> list[Any]:

@@ -1,4 +1,4 @@
-"""Every request tells the stages which client sent it."""
+"""Every request to the stages contains the number of the client that sent it."""
 
 from __future__ import annotations
 

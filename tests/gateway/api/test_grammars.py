@@ -1,4 +1,4 @@
-"""Each way to ask for a grammar gives the thinker that grammar, and its errors name the field."""
+"""Whichever field of a request contains the grammar, the thinker gets this grammar. Errors name the wrong field."""
 
 from __future__ import annotations
 

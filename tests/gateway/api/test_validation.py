@@ -374,7 +374,7 @@ def test_a_misspelt_field_gets_a_suggestion(data, meant):
     ],
 )
 def test_a_field_of_another_type_is_not_suggested_again(data, path):
-    assert refusal(data).message == f"Unknown field '{path}'; it is a field of other types of messages or parts."
+    assert refusal(data).message == f"Unknown field '{path}'; only other types of messages or parts have this field."
 
 
 @pytest.mark.parametrize(
@@ -543,10 +543,10 @@ def test_companions_of_calls_are_taken_with_any_value(name):
 @pytest.mark.parametrize(
     ("data", "wrong"),
     [
-        (b'{"model": "ab\\ud83d"}', "half a character: \\ud83d without the rest of its pair (byte 13)"),
-        (b'{"model": "\\udc00 x"}', "half a character: \\udc00 without the rest of its pair (byte 11)"),
-        (b'{"model": "\\\\ud800 \\ud83d\\ude00 \\ud83d\\n"}', "\\ud83d without the rest of its pair (byte 32)"),
-        (b'{"model": "\\ud83d', "half a character: \\ud83d without the rest of its pair (byte 11)"),
+        (b'{"model": "ab\\ud83d"}', "half of a surrogate pair: \\ud83d without the other half (byte 13)"),
+        (b'{"model": "\\udc00 x"}', "half of a surrogate pair: \\udc00 without the other half (byte 11)"),
+        (b'{"model": "\\\\ud800 \\ud83d\\ude00 \\ud83d\\n"}', "\\ud83d without the other half (byte 32)"),
+        (b'{"model": "\\ud83d', "half of a surrogate pair: \\ud83d without the other half (byte 11)"),
         (b'{"model": "\\ud83d\\ude00', "not valid JSON: Input data was truncated"),
         (b'{"model": "\\\\ud800", "n"', "not valid JSON: Input data was truncated"),
         (b'{"model": "abc\xed\xa0\x80"}', "not UTF-8 (byte 14)"),

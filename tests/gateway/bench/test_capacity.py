@@ -14,9 +14,13 @@ ANSWERS = 50
 
 
 class Law:
-    """A simulated server. Its function `gapless` returns how many of 50 answers play without a gap. The function gets
-    the number of streams, and the number of earlier measurements of this level. Each stream generates `each` seconds of
-    sound per second. All streams together generate at most `most` seconds of sound per second.
+    """A simulated server.
+
+    Args:
+        gapless: Returns how many of 50 answers play without a gap. Its arguments are the number of streams (the level),
+            and the number of earlier measurements of this level.
+        each: Seconds of sound that each stream generates per second.
+        most: Maximum seconds of sound that all streams together generate per second.
 
     Attributes:
         measured: How often each level was measured.
@@ -109,7 +113,7 @@ async def test_chance_failure_does_not_hide_a_larger_level_that_plays() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_noise_at_the_border_moves_the_result_little(seed: int) -> None:
-    """One answer in 2000 has a gap at each level up to the border of 13, and one in 8 above the border."""
+    """With up to 13 streams, one answer in 2000 has a gap. With more streams, one answer in 8 has a gap."""
     rng = random.Random(seed)
 
     def gapless(streams: int, _: int) -> int:

@@ -251,8 +251,8 @@ def test_the_ram_of_each_host_is_shown(model: str, spread: tuple[str, ...]) -> N
 def test_a_plan_needs_the_hardware_of_every_host(model: str, spread: tuple[str, ...]) -> None:
     result = plan(model, *spread, "--gpus", "1xH100-80GB")
     assert str(result.exception) == (
-        "The hardware of b and c is unknown until they join. To plan for it now, describe it, as in --hosts "
-        "b=1xH100-80GB,c=1xH100-80GB."
+        "The hardware of b and c is unknown until they join. To plan now, describe this hardware with --hosts, as in "
+        "--hosts b=1xH100-80GB,c=1xH100-80GB."
     )
 
 

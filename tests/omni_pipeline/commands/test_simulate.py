@@ -64,7 +64,8 @@ def test_a_shared_gpu_can_be_divided() -> None:
     gained = {change["change"]: change["gain"] for change in found["changes"]}
     assert gained["thinker on one more GPU"] > 0
     assert gained["one more replica of all"] > 0.05
-    assert "one more replica of voice" not in gained  # its process has other stages too
+    # the worker that has the stages of `voice` also has all other stages
+    assert "one more replica of voice" not in gained
 
 
 def test_the_gapless_capacity_is_searched() -> None:

@@ -1,4 +1,4 @@
-"""A mistake in the configuration never gives unintended access to the server without an error."""
+"""A mistake in the configuration causes an error, and never silently gives unintended access to the server."""
 
 from __future__ import annotations
 

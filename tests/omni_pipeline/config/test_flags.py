@@ -81,7 +81,7 @@ RESOLVED: list[tuple[str, str | None, dict[str, tuple[Any, str]]]] = [
     (M + "--set thinker.threads=2", None, {T + "threads": (2, "--set thinker.threads=2")}),
     # one GPU
     (M, "H100-80GB", {T + "device": ("cuda", "a GPU is visible"), T + "gpus": ([0], FREE), K + "gpus": ([0], FREE)}),
-    (M, "H100-80GB", {"stages.decode.device": ("cpu", "it computes on the CPU only"), "stages.decode.gpus": ([], "default")}),
+    (M, "H100-80GB", {"stages.decode.device": ("cpu", "this stage computes on the CPU only"), "stages.decode.gpus": ([], "default")}),
     (M + "--device cuda", "H100-80GB", {T + "device": ("cuda", "--device")}),
     (M + "--device cpu", "H100-80GB", {T + "device": ("cpu", "--device"), T + "gpus": ([], "default")}),
     (M + "--colocate", "H200-141GB", {T + "gpus": ([0], "--colocate"), K + "worker": ("gpu", "--colocate")}),
@@ -112,7 +112,7 @@ RESOLVED: list[tuple[str, str | None, dict[str, tuple[Any, str]]]] = [
         None,
         {
             "groups.voice.replicas": (2, "--replicas"),
-            "groups.voice.stages": (["talker_ar", "code_predictor"], "by the name of the group"),
+            "groups.voice.stages": (["talker_ar", "code_predictor"], "from the name of the group"),
             "groups.vocoder.replicas": (3, "--replicas"),
             K + "worker": ("talker_ar", "a separate process"),
         },
@@ -200,7 +200,7 @@ def test_flag_wins_over_environment_and_that_over_the_file(
     [
         ("", None, "No model is named: pass --model-path"),
         (M + "--device cuda --gpus 1xH100", None, "Cannot read the GPU description '1xH100'"),
-        (M + "--colocate --gpu-thinker 0 --gpu-talker 1", "2xH100-80GB", "colocate puts everything on one GPU, but the stages name 0, 1"),
+        (M + "--colocate --gpu-thinker 0 --gpu-talker 1", "2xH100-80GB", "colocate puts everything on one GPU, but the settings of the stages name the GPUs 0, 1"),
         (M + "--colocate --gpu-thinker 0,1", "2xH100-80GB", "colocate puts everything on one GPU, so thinker cannot have several"),
         (M + "--colocate --thinker-tp-size 2", "2xH100-80GB", "so thinker cannot have several"),
         (M + "--colocate --config one.yaml --gpu-talker 1", "H20-96GB", "there is no GPU 1; there is only GPU 0 (H20-96GB)"),
@@ -223,7 +223,7 @@ def test_flag_wins_over_environment_and_that_over_the_file(
         (M + "--text-only --set talker_ar.threads=2", None, "--set talker_ar.threads=2: a text-only server has no talker_ar."),
         (M + "--mem-fraction-static 0.88", "H100-80GB", "GPU 0 (H100-80GB) add up to 1.76 times its memory: thinker 0.88 + talker_ar 0.88."),
         (M + "--config one.yaml --set talker_ar.memory=0.5", "H20-96GB", "add up to 1.1 times its memory: thinker 0.6 + talker_ar 0.5."),
-        (M + "--set thinker.memory=0.5 --thinker-mem-fraction-static 0.6", "H100-80GB", "stages.thinker: mem_fraction_static reserves 0.6 of GPU 0 for weights and KV cache, but memory limits the whole stage to 0.5 of this GPU."),
+        (M + "--set thinker.memory=0.5 --thinker-mem-fraction-static 0.6", "H100-80GB", "stages.thinker: mem_fraction_static reserves 0.6 of GPU 0 for weights and KV cache, but stages.thinker.memory limits the whole stage to 0.5 of this GPU."),
         (M + "--device cpu --set thinker.gpus=[0]", "H100-80GB", "thinker cannot use a GPU: it computes on the CPU."),
         (M + "--config one.yaml", "24GB", "add up to 1.14 times its memory: thinker 0.6 + talker_ar 0.537."),
         (M + "--config one.yaml", None, "stages.thinker.memory: thinker cannot have a GPU memory budget: it computes on the CPU"),

@@ -62,7 +62,7 @@ async def test_workers_on_parts_of_a_card_see_one_part_each(run_root: Path) -> N
     ],
 )
 def test_ranks_on_parts_of_a_card_are_refused(stage: StageConfig, gpus: tuple[Gpu, ...]) -> None:
-    with pytest.raises(StartupError, match="it cannot have 2 ranks, because GPU"):
+    with pytest.raises(StartupError, match="the stage cannot have 2 ranks, because GPU"):
         resolve(config(shout=stage), gpus)
 
 

@@ -1,4 +1,6 @@
-"""Replicas of groups run on the hosts that the configuration names, and contradictions are explained."""
+"""Replicas of groups run on the hosts that the configuration names. If settings contradict each other, the error
+explains this.
+"""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_what_an_operator_asks_for_may_take_what_is_else_kept_free() -> None:
     assert placement.fits
     assert device.usable < device.taken <= device.limit == 80 * GIB
     assert placement.notes[0].startswith(
-        "GPU 0 (Card80) has little free memory: the requested memory leaves 0.8 GiB of 80.0 GiB for "
+        "GPU 0 (Card80) has little free memory: the requested memory leaves only 0.8 GiB of 80.0 GiB for "
     )
     assert not reckoned(deployment([80], {"think": on("think", 0, mem_fraction_static=0.99)})).fits
 

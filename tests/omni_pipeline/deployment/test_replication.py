@@ -1,5 +1,5 @@
-"""Groups of stages become workers with numbers, on the GPUs that the configuration names, and contradictions are
-explained.
+"""Groups of stages become numbered workers, on the GPUs that the configuration names. If settings contradict each
+other, the error explains this.
 """
 
 from __future__ import annotations

@@ -183,7 +183,8 @@ def test_environments_of_a_worker_are_joined() -> None:
         (
             2,
             {"colocate": True, "stages": {"shout": {"gpus": [0]}, "join": {"gpus": [1]}}},
-            "colocate puts everything on one GPU, but the stages name 0, 1 (shout: 0, join: 1).",
+            "colocate puts everything on one GPU, but the settings of the stages name the GPUs 0, 1 "
+            "(shout: 0, join: 1).",
         ),
         (
             0,

@@ -2,10 +2,15 @@
 is at this port, or at any free port.
 
 Ray's library blocks the main thread and sets signal handlers, so the tests' process does not load it. Orders and
-answers are lines of JSON: ``["add", {…}]`` is answered with the number of the new node, ``["kill", N]`` with null,
-``["head", null]`` with the process id of the head's raylet, ``["end head", null]`` with null after all processes of the
-head have been killed, and ``["left", null]`` with the ids of the actors that have not ended and of the placement groups
-that have not been removed. The cluster ends when standard input ends.
+answers are lines of JSON:
+
+- ``["add", {…}]``: the number of the new node
+- ``["kill", N]``: null
+- ``["head", null]``: the process id of the head's raylet
+- ``["end head", null]``: null, after all processes of the head have been killed
+- ``["left", null]``: the ids of the actors that have not ended, and of the placement groups that have not been removed
+
+The cluster ends when standard input ends.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def _as_a_guest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Stranger:
-    """A client of the door that sends single messages."""
+    """A client that sends single messages to the door (see `omni_pipeline.hosts.cluster`)."""
 
     def __init__(self, invitation: Invitation, keys: KeyPair | None = None) -> None:
         keys = keys or new_key_pair()
@@ -184,7 +184,8 @@ async def test_nonsense_at_the_door_harms_nobody(hosts_dir: Path) -> None:
         nonsense = Stranger(invitation)
         for message in (b"", b"\x00", b"\xc1" * 1000, msgspec.msgpack.encode({"type": "welcome"})):
             assert await nonsense.ask(message, seconds=0.1) is None
-        nonsense.socket.send(b"x" * 1_000_000)  # more than the door accepts: the connection ends
+        # the message is larger than the door accepts, so the connection ends
+        nonsense.socket.send(b"x" * 1_000_000)
         guest = Stranger(invitation)
         answer = await guest.ask(hello(invitation))
         assert answer is not None

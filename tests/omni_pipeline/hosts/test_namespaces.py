@@ -1,4 +1,4 @@
-"""Hosts with their own network and their own process ids, as on separate machines: partition and return.
+"""Hosts with their own network and their own process ids, as on separate machines, can be disconnected, and return.
 
 The tests need the right to make namespaces.
 """
@@ -48,7 +48,7 @@ async def test_hosts_with_their_own_network_and_process_ids(net: Net, hosts_dir:
         for number in range(6):
             assert (await session.ask(f"r{number}", SENTENCE)).text == SENTENCE.upper()
             supervisor.release(f"r{number}")
-        # The process ids are those of the other namespace. Here, other processes have them.
+        # These are process ids in the namespace of the host b. On the main host, other processes have these ids.
         assert supervisor.pids["shout@0"] < supervisor.pids["split"]
         worker = next(
             process
@@ -89,7 +89,7 @@ async def test_a_partition_ends_the_requests_of_its_host_and_heals(net: Net, hos
         for number in range(4):
             await session.ask(f"s{number}", SENTENCE)
             supervisor.release(f"s{number}")
-        # the host has ended its own workers, although nobody could tell it to
+        # the host has ended its own workers, although no order could reach it
         await until(lambda: len(hosts.agents["b"].family()) < len(family))
         net.cut("b", connected=True)
         await back(hosts)

@@ -39,7 +39,7 @@ def cluster() -> Iterator[RayCluster]:
 
 
 async def answered(hosts: Hosts, name: str) -> int:
-    """Ask the pipeline a question. Returns the process id of the worker of shout."""
+    """Send a request to the pipeline. Returns the process id of the worker of `shout`."""
     answer = await hosts.session.ask(name, SENTENCE)
     assert answer.text == SENTENCE.upper()
     hosts.supervisor.release(name)
@@ -80,7 +80,7 @@ async def test_an_agent_that_ends_is_started_again(cluster: RayCluster, hosts_di
         await restarted(hosts, "shout@0", worker)
         worker = await answered(hosts, "r2")
 
-        # Ray ends all agents if the process that talks to Ray ends
+        # Ray ends all agents if the driver process, which is connected to Ray, ends
         agent = the_agent()
         [driver] = [child for child in psutil.Process().children() if "ray driver" in " ".join(child.cmdline())]
         driver.kill()
@@ -196,7 +196,7 @@ async def test_a_cluster_that_accepts_everyone_is_refused(
         try:
             await until((Path(directory) / "ray" / "ray_current_cluster").exists)
             config = on_ray("auto", hosts={"b": HostConfig()}, shout=ON_B)
-            # This process has a token, but that does not protect the cluster.
+            # This process has a token, but the cluster is not protected: it also accepts clients without a token.
             with pytest.raises(StartupError, match="accepts clients without a token"):
                 async with opened(config, hosts_dir):
                     pass

@@ -25,7 +25,7 @@ from tests.omni_pipeline.sessions import SECONDS, gone
 pytestmark = pytest.mark.usefixtures("run_root")
 
 SENTENCE = "one two three four five"
-# OMNI_TEST_ROUNDS=10 kills hosts more often than the suite has time for.
+# With OMNI_TEST_ROUNDS=10, more hosts are killed than in a normal run, which has no time for so many rounds.
 ROUNDS = int(os.environ.get("OMNI_TEST_ROUNDS", "2"))
 VOICES = GroupConfig(replicas=2, hosts=["b", "c"])
 
@@ -218,7 +218,7 @@ async def test_each_kill_of_a_host_ends_only_its_own_requests(hosts_dir: Path) -
             supervisor.release(request_id)
 
         async def answer_until(condition: Callable[[], bool]) -> None:
-            """Keep eight requests open until `condition` is true, and settle those that end."""
+            """Keep eight requests open until `condition` is true. Check each answer, and release its request."""
             async with asyncio.timeout(JOIN_SECONDS):
                 while not condition():
                     while len(open_requests) < 8:

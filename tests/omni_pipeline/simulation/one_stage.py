@@ -34,7 +34,7 @@ class Work:
     """Answers up to `most` requests in each step. `answer_tokens` is the size of an answer in bytes.
 
     Args:
-        site: Its options are `most`.
+        site: `site.options` is the number `most`.
     """
 
     patient = False

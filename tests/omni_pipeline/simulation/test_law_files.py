@@ -1,4 +1,4 @@
-"""Laws are read from names, files and metrics pages, and mistakes are named."""
+"""Laws of the duration of steps are read from names, files and metrics pages. Errors name the mistakes."""
 
 from __future__ import annotations
 
@@ -145,5 +145,5 @@ def test_an_unknown_source_is_named(names: list[str], reason: str) -> None:
 
 
 def test_a_server_without_steps_has_no_laws(tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="no stage has made a step yet"):
+    with pytest.raises(StartupError, match="the metrics contain no steps"):
         read_laws([page(tmp_path, "new", "thinker", 0, 0, 0)], QWEN3_OMNI)

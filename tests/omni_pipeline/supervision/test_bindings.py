@@ -52,7 +52,8 @@ def test_open_requests_differ_by_one_at_most_whatever_ends(bindings: Bindings) -
         still.append(f"r{number}")
         counts = Counter(bindings.of(name)["a"] for name in still)
         if len(still) > 12:
-            # A request of the replica with the most open requests ends, as it is most likely.
+            # A request of the replica with the most open requests ends, since the next request to end is most likely
+            # one of these.
             longest = max(counts, key=lambda replica: counts[replica])
             gone = draw.choice([name for name in still if bindings.of(name)["a"] == longest])
             still.remove(gone)
@@ -81,7 +82,8 @@ def test_requests_of_a_replica_are_known_until_they_end(bindings: Bindings) -> N
 def test_the_turns_of_a_conversation_stay_at_one_replica(bindings: Bindings) -> None:
     chosen: dict[str, set[int]] = {}
     for turn in range(1, 5):
-        for name in ("ann", "bob"):  # without prefixes, two conversations would go round the three replicas
+        # if prefixes were ignored, the turns of the two conversations would go to the three replicas in turn
+        for name in ("ann", "bob"):
             request = f"{name} {turn}"
             prompt = chain(name, *map(str, range(turn)), tokens=50)
             chosen.setdefault(name, set()).add(bindings.bind(request, WRITERS, {}, prompt)["writers"])

@@ -1,5 +1,5 @@
-"""The fork server stays alive and responsive, whatever a worker does, whatever a worker writes, and whatever the
-processes do that a worker has started.
+"""The fork server stays alive and responsive, whatever a worker does or writes, and whatever the worker's child
+processes do.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def test_output_of_a_grandchild_after_the_end_of_its_worker(fork: Fork) -> None:
 
 
 def test_a_late_event_is_not_taken_for_one_of_the_next_worker(fork: Fork) -> None:
-    """In one round, the fork server finds three events: a worker has ended; a new worker is ordered, which gets the
-    same descriptors; the old worker's last output has come.
+    """In one round, the fork server finds three events: a worker has ended, a new worker is ordered, and the old
+    worker's last output has arrived. The new worker gets the same descriptors as the old worker.
     """
     pid = fork.launch("shout", spawn=SPEAKS_AFTER_THE_END)
     left = helper(pid)
@@ -219,7 +219,8 @@ def test_a_worker_that_cannot_be_started_is_reported_and_the_others_go_on(fork: 
     other = fork.launch("join")
     used = {int(name) for name in os.listdir(f"/proc/{fork.launcher.pid}/fd")}
     free = next(number for number in itertools.count() if number not in used)
-    for spare in range(2):  # no descriptor is left for the pipe, or only a descriptor for one end
+    # the pipe needs two descriptors, but none or only one is left
+    for spare in range(2):
         resource.prlimit(fork.launcher.pid, resource.RLIMIT_NOFILE, (free + spare, 4096))
         fork.order("shout")
         report = fork.until(Exited, "shout")

@@ -1,4 +1,4 @@
-"""A worker on a GPU that is busy for a long time is replaced only if it hangs. The tests use real processes.
+"""A worker on a GPU may be busy for a long time. It is replaced only if it hangs. The tests use real processes.
 
 The tests need no GPU. A worker makes a library call that never ends. This looks exactly like a wait for a kernel that
 never ends, from inside the process and from outside.

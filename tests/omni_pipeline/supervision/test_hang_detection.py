@@ -38,7 +38,7 @@ def looks(
     others_compile: bool = False,
 ) -> tuple[int, str | None]:
     """Call `Vitals.look` until it gives a verdict, at most 200 times. Returns the number of calls and the verdict,
-    which is None if there was none.
+    which is None if no call gave one.
     """
     given = iter(samples)
     vitals = Vitals(1, BOUNDS, lambda pid, ranks: next(given), on_gpu=on_gpu)

@@ -140,7 +140,7 @@ async def test_request_is_not_forgotten_while_its_bytes_wait_for_a_busy_worker()
             await supervisor.until(lambda: "split" in supervisor.stats and supervisor.stats["split"].sent == 4)
         forgets.abort("r")
         forgets.abort("t", frozenset({"split"}))
-        # The only stage of t has answered. By now, all stages of r except the busy stage have answered too.
+        # The only stage of t has answered the abort. By now, all stages of r except the busy stage have answered too.
         assert await forgets.next() == "t"
         await asyncio.sleep(0.3)
         assert forgets.nothing_more()
@@ -204,7 +204,7 @@ async def test_start_can_be_given_up() -> None:
     await asyncio.sleep(0)
     starting.cancel()
     await supervisor.stop()
-    assert supervisor.problem == "it is shutting down"
+    assert supervisor.problem == "the server is shutting down"
 
 
 async def test_workers_ignore_the_signals_that_a_terminal_sends_to_all() -> None:

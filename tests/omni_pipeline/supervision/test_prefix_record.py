@@ -1,4 +1,4 @@
-"""A record of a prefix cache knows the beginnings of prompts, and drops the least recently used parts."""
+"""A record of a prefix cache stores the beginnings of prompts, and drops the least recently used parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prompts at the replicas: what waits, what is probably cached, and how good the predictions were."""
+"""The prompts of each replica: which prompts wait, what is probably cached, and how good the predictions were."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def test_a_cache_of_unknown_size_has_a_record_too() -> None:
 def test_real_numbers_of_tokens_correct_the_size_of_a_record() -> None:
     prompts = loads(100)
     prompts.add("r", "writers", 0, chain("a"))
-    prompts.count("r", 40, 0)  # a prompt of 10 estimated tokens has 40 tokens, so the cache holds 25 estimated tokens
+    # a prompt of 10 estimated tokens really has 40 tokens, so the cache of 100 tokens holds 25 estimated tokens
+    prompts.count("r", 40, 0)
     for name in "bc":
         prompts.add(name, "writers", 0, chain(name))
     assert [prompts.cached("writers", 0, chain(name)) for name in "abc"] == [0, 10, 10]

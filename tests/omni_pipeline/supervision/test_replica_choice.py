@@ -62,4 +62,5 @@ def test_an_overloaded_replica_gets_a_request_only_if_it_has_the_lowest_load() -
         if chosen.load > overload * (sum(loads) + prompt + OPEN_TOKENS) / len(loads):
             assert chosen.load == min(loads)
         if 0 in loads:
-            assert chosen.load <= prompt  # a replica waits for no more tokens than an idle replica would compute
+            # the chosen replica's load is at most the prompt's tokens, which an idle replica would have to compute
+            assert chosen.load <= prompt

@@ -48,7 +48,7 @@ async def warm_up(session: Session) -> None:
 
 
 async def answered(session: Session, request_id: str, *, ended: bool = True) -> Start[Answer]:
-    """The next answer, which must be of `request_id`. With `ended`, the request is released as complete."""
+    """The next answer, which must belong to `request_id`. With `ended`, the request is released as complete."""
     message = await session.next()
     assert isinstance(message, Start), message
     assert message.request_id == request_id
@@ -90,7 +90,8 @@ async def test_all_words_of_a_request_are_shouted_by_the_same_process() -> None:
         async with asyncio.timeout(SECONDS):
             await session.supervisor.until(lambda: session.supervisor.stats["shout"].received == 9 * 4)
         stats = [(replica, stats) for stage, replica, stats in session.supervisor.replica_stats if stage == "shout"]
-        # Each replica gets three requests, with three words and an end each. A divided stream would have a gap.
+        # Each replica gets three requests, each with three words and an end. If the messages of a request went to
+        # different replicas, its stream would have a gap.
         assert [(replica, one.received) for replica, one in stats] == [(0, 12), (1, 12), (2, 12)]
 
 
@@ -171,7 +172,7 @@ async def test_an_aborted_request_is_forgotten_by_its_replicas() -> None:
             name = f"r{number}"
             supervisor.submit(name, Text("a b c"))
             supervisor.abort(name, ALL, lambda name=name: done.put_nowait(name))  # type: ignore[misc]
-        # For a request that was never sent, every replica is asked.
+        # The abort of a request that was never sent goes to every replica.
         supervisor.abort("unknown", ALL, lambda: done.put_nowait("unknown"))
         async with asyncio.timeout(SECONDS):
             assert {await done.get() for _ in range(7)} == {"unknown", *(f"r{number}" for number in range(6))}
@@ -188,7 +189,7 @@ async def test_a_killed_replica_ends_only_its_own_requests(victim: str, monkeypa
         for round_ in range(10):
             names = [f"{round_}-{number}" for number in range(8)]
             for name in names:
-                # The last word is slow in the stage after the victim's stage.
+                # The stage `join` is slow at the last word, so the requests are still open when the victim is killed.
                 supervisor.submit(name, Text("a b c rest@join"))
             lost = {name for name in names if supervisor._bindings.of(name)[victim] == round_ % 2}
             assert 1 <= len(lost) < 8

@@ -98,7 +98,7 @@ async def test_request_that_needs_a_missing_stage_is_refused_and_others_are_not(
 async def test_request_may_wait_for_the_restart_unless_that_will_take_longer() -> None:
     async with running(echo_config()) as session:
         await kill(session, "shout")
-        with pytest.raises(OmniError, match="not ready: shout"):
+        with pytest.raises(OmniError, match="these workers are not ready: shout"):
             await session.supervisor.wait_for(STAGES, 0.1)
         await session.supervisor.wait_for(STAGES, 20)
         assert (await session.ask("r", "patient")).text == "PATIENT"

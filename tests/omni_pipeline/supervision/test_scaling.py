@@ -162,7 +162,7 @@ async def test_a_replica_that_leaves_keeps_its_requests_and_gets_no_new_ones(run
         for name in ("r0", "r1", "r2", "r3", "new"):
             supervisor.release(name)
         removed = await leaving
-        assert "Waiting for 2 requests of replica 1." in removed.stdout
+        assert "Waiting for the requests of replica 1 to end: 2." in removed.stdout
 
 
 async def test_a_replica_that_cannot_load_is_not_added(tmp_path: Path, run_root: Path) -> None:
@@ -211,8 +211,8 @@ async def test_the_socket_is_private_and_refuses_nonsense(run_root: Path) -> Non
             assert b'"failed":true' in line
             writer.close()
         wrong = await scale("shout", "2", "--pid", "1")
-        assert "No running server with process id 1 belongs to this user" in str(wrong.exception)
+        assert "No running server with process id 1 accepts this command" in str(wrong.exception)
 
 
 async def test_without_a_server_the_command_says_so(run_root: Path) -> None:
-    assert "No running server belongs to this user" in str((await scale("shout", "2")).exception)
+    assert "No running server accepts this command" in str((await scale("shout", "2")).exception)

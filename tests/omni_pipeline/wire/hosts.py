@@ -69,7 +69,9 @@ class Host:
         return taken
 
     def wait_lost(self, seconds: float) -> list[str]:
-        """The lost addresses. Waits only for the monitors, so this also shows that they report each loss."""
+        """The lost addresses. The method waits only for events of the sockets' monitors. So a test fails if a monitor
+        does not report a loss.
+        """
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             zmq.zmq_poll([(monitor, zmq.POLLIN) for monitor in self.outbox.monitors], round(left * 1000))
@@ -100,12 +102,12 @@ class Relay:
         return f"tcp://127.0.0.1:{self.port} {inbox.remote_address.split()[1]}"
 
     def freeze(self) -> None:
-        """Forward and accept nothing any more, but close nothing."""
+        """Stop forwarding data and accepting connections, but keep all connections open."""
         self._frozen = True
         os.write(self._woken, b"x")
 
     def cut(self) -> None:
-        """End all connections. Later ones are forwarded."""
+        """End all connections. Later connections are forwarded again."""
         self._cutting = True
         os.write(self._woken, b"x")
 

@@ -1,4 +1,4 @@
-"""Only hosts with a key of the allowlist deliver messages, and only as long as the key is in the allowlist."""
+"""Only hosts whose key is in the allowlist deliver messages, and only as long as the key is in the allowlist."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def stranger() -> Iterator[zmq.Socket[bytes]]:
 
 
 def serves(receiver: Host, sender: Host) -> None:
-    """The receiver still gets messages, and got none before."""
+    """Check that the receiver gets a message of the sender, and that no other message has arrived before."""
     sender.outbox.send(receiver.inbox.remote_address, [b"good"])
     assert contents([receiver.take()]) == [[b"good"]]
 
@@ -263,7 +263,7 @@ def test_times_are_converted_between_the_clocks_of_hosts(pair: tuple[Host, Host]
 
 def test_times_over_ipc_do_not_depend_on_the_offset(pair: tuple[Host, Host], run_root: Path) -> None:
     a, b = pair
-    a.network.offset = 1000.0  # b's process has not learned this offset yet
+    a.network.offset = 1000.0  # b's process has not received this offset yet
     before = time.monotonic()
     b.outbox.send(a.inbox.address, [b"x"])
     a.outbox.send(b.inbox.address, [b"x"])

@@ -1,4 +1,4 @@
-"""Messages between hosts arrive complete and in order. If a connection ends, the sender learns it."""
+"""Messages between hosts arrive complete and in order. If a connection ends, the sender detects it."""
 
 from __future__ import annotations
 

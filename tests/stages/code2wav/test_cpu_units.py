@@ -33,7 +33,8 @@ def test_a_residual_unit_equals_the_references(channels: int, dilation: int) -> 
     unit = unit_of(channels, dilation)
     compiled = _streaming(unit, 3)
     assert isinstance(compiled, CompiledResidualUnit)
-    # Chunks that are shorter than the history, and longer than a piece of the samples.
+    # Lengths of chunks. Some are shorter than the history, and some are longer than the pieces in which samples are
+    # computed.
     chunks = 5, 40, 513, 1, 1030
     sound = torch.randn(2, channels, sum(chunks))
     expected = unit(sound)

@@ -175,8 +175,8 @@ def test_a_voice_alone_gets_the_references_frames(
 def test_voices_that_come_and_go_get_the_references_frames(
     checkpoint: str, partners: Callable[..., Partners], reference: Any
 ) -> None:
-    """The seeds of nine utterances arrive at random times, so every batch has a different set of rows. Three utterances
-    are aborted.
+    """The `FrameSeed` messages of nine utterances arrive at random times, so every batch has a different set of rows.
+    Three utterances are aborted.
     """
     model = reference(checkpoint)
     dice = random.Random(3)

@@ -35,7 +35,7 @@ def predictor(cuda: CudaRules, on_cuda: Callable[..., Any], monkeypatch: pytest.
 
 
 def seeded(predictor: CodePredictor, voices: int) -> None:
-    """Send the seed of a frame for `voices` utterances; the first utterance is greedy."""
+    """Send one `FrameSeed` for each of `voices` utterances; the first utterance is greedy."""
     hidden = torch.zeros(predictor._network.hidden_size, dtype=torch.bfloat16)
     for voice in range(voices):
         start = PredictorStart(SAMPLED if voice else Sampling())

@@ -31,7 +31,7 @@ def splitter(parser: str = "hermes", *, parallel: bool = True) -> CallSplitter:
 
 
 def split(text: str, sizes: list[int], to: Splitter | None = None) -> list[Part]:
-    """The parts of a text that is fed in pieces of these sizes, repeatedly."""
+    """The parts of a text that is fed in pieces. The pieces have the lengths `sizes`, over and over again."""
     to = to or splitter()
     parts, at, count = [], 0, 0
     while at < len(text) and not to.ended:

@@ -163,7 +163,7 @@ def nested(depth: int) -> Any:
         ({"format": {"type": "poem"}}, "poem"),
         ({"structures": [CALL], "triggers": ["<fn"]}, "no trigger"),
         ({"structures": [], "triggers": []}, "no tags"),
-        ({"structures": [{**CALL, "schema": False}], "triggers": ["<"]}, "allows nothing"),
+        ({"structures": [{**CALL, "schema": False}], "triggers": ["<"]}, "allows no value"),
         ({"format": {"type": "or", "elements": []}}, "empty"),
         ({"format": {"type": "star", "content": {"type": "any_text"}}}, "last format"),
         ({"format": {"type": "sequence", "elements": [{"type": "any_text"}] * 2}}, "last format"),

@@ -26,7 +26,7 @@ def opened(chat: ChatTokenizer) -> list[int]:
 
 
 def letters(processor: Any, text: str) -> list[int]:
-    """Ids of a text, one for each byte, as no tokenizer would give them."""
+    """Ids of a text, one for each byte. No tokenizer would return these ids."""
     vocabulary = processor.tokenizer.get_vocab()
     alphabet = processor.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
     return [vocabulary[character] for word, _ in alphabet for character in word]

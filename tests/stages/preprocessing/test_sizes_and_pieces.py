@@ -21,7 +21,7 @@ from stages.preprocessing.waveform import sound_budget
 from tests.reference import sound as reference_sound
 
 SOUNDS = [tone(0.5, seed=seed) for seed in range(3)]
-STEP = 1 / 16_000  # more than one step of 16 bits
+STEP = 1 / 16_000  # the tolerance: more than one step of 16 bits, which is 1 / 32768
 
 # Data between pieces: silence, text, and data that begins like frames of an MP3.
 BETWEEN = {

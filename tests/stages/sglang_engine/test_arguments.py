@@ -81,7 +81,7 @@ def test_cache_that_sglang_makes_of_it_is_the_planned_one_or_a_little_larger(sta
 
 
 def test_gpu_that_something_else_uses_is_refused() -> None:
-    with pytest.raises(StartupError, match=r"40\.0 GiB are planned .* but 30\.0 of the GPU's 80\.0 GiB are free"):
+    with pytest.raises(StartupError, match=r"40\.0 GiB are planned .* but only 30\.0 of the GPU's 80\.0 GiB are free"):
         static_fraction(40 * GIB, 30 * GIB, 80 * GIB, bounded=True)
 
 

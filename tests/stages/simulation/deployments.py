@@ -37,6 +37,6 @@ def replicas(number: int) -> dict[str, Any]:
 
 
 def own_gpus() -> dict[str, Any]:
-    """Settings for a GPU for each stage that computes for the published laws."""
+    """Settings that put thinker, talker, code predictor and vocoder on a GPU each. Their steps have published times."""
     names = ("thinker", "talker_ar", "code_predictor", "code2wav")
     return {"stages": {name: {"gpus": [index]} for index, name in enumerate(names)}}

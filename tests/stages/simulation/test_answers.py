@@ -131,7 +131,9 @@ def test_replicas_of_a_saturated_talker_multiply_its_throughput() -> None:
 
 
 def test_the_measured_throughput_of_replicas_is_predicted() -> None:
-    """docs/scaling.md: the throughput of the real server by law, measured by `scripts/measure_replicas.py`."""
+    """The measured values are from docs/scaling.md: the throughput of a real server whose steps last as long as the
+    laws require, measured by `scripts/measure_replicas.py`.
+    """
     measured = {(1, 1): 0.575, (2, 1): 0.574, (4, 1): 0.574, (1, 8): 0.582, (2, 8): 1.159, (4, 8): 2.312}
     slow = {name: law.scaled(1 if name == "thinker" else 6) for name, law in LAWS.items()}
     one_at_a_time = {"stages": {"talker_ar": {"options": {"max_running_requests": 1}}}}

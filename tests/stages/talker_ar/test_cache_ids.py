@@ -99,7 +99,7 @@ def test_a_longer_sound_begins_with_the_same_blocks() -> None:
 
 
 def test_the_token_of_a_media_row_does_not_count() -> None:
-    """Only the placeholder is there, so two placeholders have the same state."""
+    """The token of a media row is only a placeholder. The row's input is a state of the thinker."""
     assert ids() == ids(user=[9 if row in MEDIA else id_ for row, id_ in enumerate(USER)])
 
 
@@ -115,7 +115,9 @@ def test_the_last_rows_depend_on_the_opening_the_speaker_and_the_first_token() -
 
 
 def test_a_row_with_a_control_code_is_no_row_of_text() -> None:
-    """The user's turn of the longer prompt has tokens in the places of the six rows with control codes."""
+    """In the longer prompt, tokens of the user's turn are at the positions where the shorter prompt has its six rows
+    with control codes.
+    """
     short, long = ids(), ids(user=[*USER, 1, 2, 3, 0, 0, 0, 50, 0, 60])
     assert differing(short, long[: len(short)]) == [*range(13, 19)]
 

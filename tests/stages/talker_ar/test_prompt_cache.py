@@ -42,8 +42,8 @@ class Talk:
 
     Attributes:
         turns: Number of turns.
-        context: What the thinker has read and the talker has not, such as its own answers. It changes the states of
-            media rows from turn `changed` on.
+        context: A number that stands for text that only the thinker has read, such as the thinker's own answers. This
+            text changes the states of media rows from turn `changed` on.
     """
 
     turns: int
@@ -244,7 +244,7 @@ def test_another_answer_before_the_same_media_shares_nothing_after_it(
 
 
 def test_equal_prompts_at_the_same_time(speaking: Speaking, uncached: Speaking) -> None:
-    """Their frames differ, because they are drawn from different seeds."""
+    """The frames of the utterances differ, because they are drawn from different seeds."""
     talks = {f"v{seed}": Talk(1, sampling={"temperature": 1.0, "seed": seed}) for seed in range(4)}
     for name, talk in talks.items():
         speaking.start(name, talk)
@@ -302,7 +302,7 @@ def test_utterances_of_one_conversation_survive_the_loss_of_their_memory(
     endless = {"max_tokens": 60, "min_tokens": 60, "ignore_eos": False}
     talk = Talk(1, sampling=endless)
     texts = {f"v{index}": [*TEXT, *range(index, index + 30)] for index in range(8)}
-    # its frames would stay in a cache that keeps generated tokens
+    # if a cache kept generated tokens, the frames of this utterance would stay in the cache
     assert speaking.speak(talk, texts["v0"]) == uncached.speak(talk, texts["v0"])
     before = speaking.talker.stats()["preemptions"]
     for name, text in texts.items():

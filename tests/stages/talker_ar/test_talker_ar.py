@@ -225,7 +225,7 @@ ENDLESS = {"max_tokens": 60, "min_tokens": 60, "ignore_eos": False}
 
 
 def begin_endless(ring: Ring, which: int, **sampling: Any) -> str:
-    """Begin an utterance that SGLang does not expect to be so long (`ENDLESS`). Returns its name."""
+    """Begin an utterance (`ENDLESS`) that becomes longer than SGLang expects. Returns its name."""
     name = f"v{which}"
     ring.begin(name, which, length=20 + which % 4, **{**ENDLESS, **sampling})
     ring.say(name, *range(which, which + 6))

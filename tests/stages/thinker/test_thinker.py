@@ -80,7 +80,9 @@ class Writers:
         written: str | None = None,
         calls: CallParsing | None = None,
     ) -> None:
-        """Send a request. If `written` is set, a grammar makes it the answer. The model chooses the tokens."""
+        """Send a request. If `written` is set, a grammar forces the answer to be this text. The model still chooses how
+        the text is divided into tokens.
+        """
         ids = torch.randint(2, 2000, (PROMPT,), generator=torch.Generator().manual_seed(prompt))
         greedy = Sampling(max_tokens=limit, ignore_eos=True)
         if written is not None:

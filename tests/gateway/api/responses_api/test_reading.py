@@ -367,7 +367,8 @@ VALUES: dict[str, Any] = {
     "thinking_budget": 5,
     "reasoning": {"effort": "none"},
 }
-# Fields that only the response repeats (see `test_responses`), or that have no effect as documented.
+# Fields that are only repeated in the response (see `test_responses`), and fields that are documented to have no
+# effect.
 WITHOUT = {"model", "metadata", "stream_options"}
 NEEDS = {"tool_choice": {"tools": [TOOL]}, "parallel_tool_calls": {"tools": [TOOL]}}
 

@@ -25,7 +25,7 @@ from tests.gateway.bench.test_command import bench_scripted
 from tests.server import Server
 
 RATE = 24_000
-SPEED = 10.0  # the speed of all talkers in these tests, so that the tests are short
+SPEED = 10.0  # all talkers in these tests send sound this many times faster than in real time
 SILENCE_MS = 500
 
 
@@ -36,12 +36,13 @@ class NoProgress:
 
 
 class ScriptedTalker:
-    """A server that hears loud samples as speech, and answers each turn with `chunks` of 100 ms.
+    """A server that treats loud samples as speech, and answers each turn with `chunks` chunks of 100 ms.
 
     Attributes:
         pause: Seconds between the chunks of an answer.
         beta: Whether to use the event names of the API's beta version.
-        fault: An error event that answers each turn instead (empty for no event), or the status of each response.
+        fault: A dictionary is the error that is sent for each turn instead of an answer; if it is empty, nothing is
+            sent. A string is the status of each response, which then has no chunks.
     """
 
     def __init__(self, *, chunks: int = 5, pause: float = 0.01, beta: bool = False, fault: Any = None) -> None:
@@ -164,8 +165,8 @@ async def test_answers_are_timed_from_the_end_of_speech(recordings: Path) -> Non
     [level] = report.levels
     assert (report.model, level.turns, level.answered, level.split, level.errors) == ("scripted", 4, 4, 0, {})
     assert level.stopped.count == level.first_audio.count == 4
-    # The silence passes SPEED times as fast. The server cannot know that the turn has ended before the silence has
-    # passed.
+    # The talkers send silence SPEED times faster than in real time. The server cannot detect the end of the turn before
+    # all of the silence has arrived.
     assert SILENCE_MS / 1000 / SPEED - 0.003 < level.stopped.p50 <= level.first_audio.p50
     assert level.after_stop.max == pytest.approx(level.first_audio.max - level.stopped.max, abs=0.1)
     assert (level.cached_share, level.continuous, level.interruptions) == (0.75, 1.0, 0)
@@ -282,7 +283,7 @@ async def test_the_demo_model_is_measured(demo_server: Server, data: Path) -> No
     assert level.first_audio.count == 4
     assert level.first_audio.p50 > SILENCE_MS / 1000 / 4 / 2  # no answer before the end of the silence
     assert level.noticed.count == level.interruptions > 0
-    assert level.cached_share > 0.5  # a conversation's earlier turns are not computed again
+    assert level.cached_share > 0.5  # the earlier turns of a conversation are not computed again
 
 
 async def test_without_a_server_the_run_ends(recordings: Path) -> None:

@@ -1,4 +1,4 @@
-"""Turns follow from the probabilities of speech."""
+"""Turns are detected from the probabilities of speech."""
 
 from __future__ import annotations
 

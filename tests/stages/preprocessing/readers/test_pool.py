@@ -381,7 +381,7 @@ def test_what_libraries_print_about_files_is_not_in_the_log_but_what_we_say_is(
         logging.getLogger().removeHandler(handler)
     printed = "".join(capfd.readouterr())
     assert "noise" not in printed
-    assert "a question could not be answered" in printed
+    assert "a reader process could not handle a request" in printed
 
 
 def test_a_job_that_takes_too_long_is_refused_and_its_reader_is_free_again() -> None:
