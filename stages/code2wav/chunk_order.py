@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from stages.code2wav.chunk_cost import ChunkCost
+from stages.code2wav.start_reserve import StartReserve
 from stages.messages import Playing
 from stages.playback import AMPLE_SECONDS, FRAME_SECONDS, SHORT_SECONDS, Player
 
@@ -141,11 +142,18 @@ class _Frames:
 
 
 class _Sizes:
-    """The sizes of an utterance's chunks."""
+    """The sizes of an utterance's chunks.
+
+    Attributes:
+        full: Largest size.
+        steady_from: Number of frames up to the end of the second chunk of the largest size. Until then, the chunks
+            grow, so the player's lead is small.
+    """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = sizes
         self.full = max(sizes)
+        self.steady_from = sum(sizes[: sizes.index(self.full) + 1]) + self.full
 
     def after(self, decoded: int) -> int:
         """Size of the chunk that begins when this number of frames has been decoded."""
@@ -302,6 +310,7 @@ class ListenerOrder(_Utterances):
         self._cost = ChunkCost()
         self._frame_delay = _Recent()  # delay between two early frames of an utterance
         self._frame_pace = _Mean()
+        self._reserve = StartReserve()
         self._behind = False
 
     def add_frame(self, request_id: str, now: float) -> None:
@@ -341,6 +350,8 @@ class ListenerOrder(_Utterances):
         since: dict[str, float] = {}
         for request_id in chunk.request_ids:
             each = self._utterances[request_id]
+            if each.playing and each.decoded < self._sizes.steady_from and now > each.dry_at + TOLERANCE_SECONDS:
+                self._reserve.grow(now)
             if each.streamed and each.player.receive(now, each.decoded):
                 assert each.player.since is not None
                 since[request_id] = each.player.since
@@ -401,29 +412,29 @@ class ListenerOrder(_Utterances):
         begun = now + self._cost.seconds(size)
         # All frames that have arrived will be decoded soon. While the player plays them, the next frame must be made,
         # decoded and sent.
-        bridged = FRAME_SECONDS * each.waiting + TOLERANCE_SECONDS
+        reserve = self._reserve.seconds(now)
+        bridged = FRAME_SECONDS * each.waiting + TOLERANCE_SECONDS - reserve
         if self._frame_delay.seconds(now) + self._cost.seconds(1) + MARGIN_SECONDS > bridged:
             return False
-        if not self._keeps_up(size, each.waiting):
+        if not self._keeps_up(size, each.waiting, reserve):
             return False
         dry = begun + FRAME_SECONDS * size
         return self._in_time(begun, sorted([*ends, (dry, self._cost.seconds(self._sizes.after(size)))]))
 
-    def _keeps_up(self, first: int, waiting: int) -> bool:
+    def _keeps_up(self, first: int, waiting: int, reserve: float) -> bool:
         """Whether each later chunk of an utterance, up to the second full chunk, is expected in time. The prediction
         assumes:
         - the decoding of the first chunk, which has `first` frames, begins now;
         - `waiting` frames have been made, including the frames of the first chunk;
-        - the later frames are made at the usual pace.
+        - the later frames are made at the usual pace, but `reserve` seconds later.
         """
         sent, full = first, 0
         while full < 2:
             size = self._sizes.after(sent)
-            made_in = max(sent + size - waiting, 0) * self._frame_pace.seconds * PACE_RESERVE
-            if (
-                made_in + self._cost.seconds(size) - self._cost.seconds(first)
-                > FRAME_SECONDS * sent + TOLERANCE_SECONDS
-            ):
+            missing = sent + size - waiting
+            made_in = reserve + missing * self._frame_pace.seconds * PACE_RESERVE if missing > 0 else 0.0
+            decoded_in = made_in + self._cost.seconds(size) - self._cost.seconds(first)
+            if decoded_in > FRAME_SECONDS * sent + TOLERANCE_SECONDS:
                 return False
             sent += size
             full += size == self._sizes.full

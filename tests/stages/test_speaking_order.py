@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from stages.code2wav import start_reserve
 from stages.code2wav.chunk_cost import ChunkCost
 from stages.code2wav.chunk_order import (
     LONGEST_HOLD_SECONDS,
@@ -91,6 +92,28 @@ def test_answers_play_without_a_gap_when_frames_come_only_a_little_faster_than_t
     utterances = closed_loop(streams, 6, 60, seed=streams)
     play(utterances, (VoiceOrder(), ListenerOrder((*SIZES, 8), 256, 256)), laws)
     assert gapless(utterances) >= 0.99
+
+
+@pytest.mark.parametrize("streams", [16, 20])
+def test_answers_start_later_if_the_steps_are_irregular(streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 33rd step, on average, takes 200 ms longer, so the mean pace says too little about the next chunk. Without
+    the reserve that is learned from late chunks, there are more than twice as many answers with gaps.
+    """
+
+    def gaps() -> float:
+        dice = random.Random(streams)
+        laws = Laws(
+            prompt=0.02,
+            step=lambda voices: 0.01 + 0.0018 * voices + (0.2 if dice.random() < 0.03 else 0.0),
+            chunk=lambda _, frames: 0.004 + 0.001 * frames,
+        )
+        utterances = closed_loop(streams, 20, 60, seed=streams)
+        play(utterances, (VoiceOrder(), ListenerOrder((*SIZES, 8), 64, 1)), laws)
+        return 1 - gapless(utterances)
+
+    learned = gaps()
+    monkeypatch.setattr(start_reserve, "GROWTH_SECONDS", 0.0)
+    assert 2 * learned < gaps()
 
 
 def test_first_come_first_served_stutters_long_before() -> None:
