@@ -1,0 +1,169 @@
+"""Shows where the CPU time of a server goes: for each of its processes, and for each kind of work in this process.
+
+    python scripts/profile_stages.py --model-path demo/qwen3-omni-demo --streams 1 --streams 8 --streams 32
+
+The script starts a server with one process for each stage, and `sgl-omni bench` sends it requests without a pause.
+First, the script reads the CPU time of each process over --seconds. Then py-spy (a package that SGLang requires) takes
+samples of the stacks of the processes, one process after the other, because it stops a process while it reads a stack.
+The kind of a sample is decided by its innermost function that matches a pattern of `KINDS`. The printed tables are
+Markdown. Their unit is milliseconds of CPU time per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from server_process import PROGRAM, ServerProcess
+
+HERE = Path(__file__).parents[1]
+
+KINDS: dict[str, str] = {
+    "matrix products": r"gemm|gemv|dnnl|mkldnn|mkl_|addmm|matmul|\bbmm\b|\bmm_|linear|conv(olution|\d?d)",
+    "attention": r"attention|sdpa|flash|decode_attn",
+    "sampling": r"sampl|draws|softmax|argmax|multinomial|grammar",
+    "copies": r"memcpy|memmove|copy_|index_put|index_select|index_kernel|CatKernel|gather|scatter",
+    "compiled layers": r"cpp_fused|torchinductor|_inductor|cpp_CppMicro",
+    "other torch operations": r"libtorch|torch/|at::native|c10::",
+    "SGLang's scheduling": r"/sglang/",
+    "messages": r"zmq|msgspec|/wire/|/collector|pickle",
+    "HTTP, JSON, base64": r"aiohttp|/gateway/|json|base64|asyncio|uvloop|_ssl|socket",
+    "our Python": r"/stages/|/omni_pipeline/",
+}
+"""For each kind of work, a pattern for the function or the file that does it. The first pattern that matches counts."""
+
+_KINDS = {kind: re.compile(pattern, re.IGNORECASE) for kind, pattern in KINDS.items()}
+OTHER = "other"
+
+
+def kind_of(stack: str) -> str:
+    """The kind of work of one sample. `stack` is a line of py-spy's raw format without its count: functions with their
+    files, outermost first, separated by semicolons.
+    """
+    for frame in reversed(stack.split(";")):
+        for kind, pattern in _KINDS.items():
+            if pattern.search(frame):
+                return kind
+    return OTHER
+
+
+def shares(profile: Iterable[str]) -> dict[str, float]:
+    """The share of each kind of work among all samples, from lines of py-spy's raw format."""
+    counts: Counter[str] = Counter()
+    for line in profile:
+        stack, _, count = line.rstrip().rpartition(" ")
+        counts[kind_of(stack)] += int(count)
+    total = counts.total()
+    return {kind: count / total for kind, count in counts.items()}
+
+
+def processes(server: ServerProcess) -> dict[str, psutil.Process]:
+    """The server's processes by name. The gateway is the main process."""
+    main, *others = server.processes()
+    found = {"gateway": main}
+    for process in others:
+        title = " ".join(process.cmdline()).strip()
+        if title.startswith("sgl-omni: ") and "fork server" not in title:
+            found[title.removeprefix("sgl-omni: ")] = process
+    return found
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def py_spy() -> str:
+    """Path of the installed program."""
+    [program] = [file for file in metadata.files("py-spy") or [] if file.name == "py-spy"]
+    return str(program.locate())
+
+
+def profile(process: psutil.Process, seconds: float) -> dict[str, float]:
+    """The share of each kind of work of this process, from samples of its busy threads."""
+    with tempfile.NamedTemporaryFile(suffix=".raw") as output:
+        command = [py_spy(), "record", "--native", "--full-filenames", "--format", "raw", "--rate", "50"]
+        command += ["--duration", f"{seconds:g}", "--output", output.name, "--pid", str(process.pid)]
+        subprocess.run(command, check=True, capture_output=True)
+        return shares(Path(output.name).read_text().splitlines())
+
+
+@contextmanager
+def load(server: ServerProcess, output: str, streams: int) -> Iterator[None]:
+    """Within the block, `streams` clients of `sgl-omni bench` ask the server without a pause."""
+    command = [*PROGRAM, "bench", "--url", server.url, "--output", output, "--concurrency", str(streams)]
+    bench = subprocess.Popen([*command, "--requests", "100000"], stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(5.0)  # until all streams have begun
+        yield
+        if bench.poll() is not None:
+            raise SystemExit("the bench ended too early")
+    finally:
+        bench.terminate()
+        bench.wait()
+
+
+def measure(server: ServerProcess, output: str, streams: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Milliseconds of CPU time per second, for each process and each kind of work."""
+    with load(server, output, streams):
+        found = processes(server)
+        before, began = {name: cpu_seconds(process) for name, process in found.items()}, time.monotonic()
+        time.sleep(seconds)
+        passed = time.monotonic() - began
+        used = {name: 1000 * (cpu_seconds(process) - before[name]) / passed for name, process in found.items()}
+        busy = {name: milliseconds for name, milliseconds in used.items() if milliseconds >= 5}
+        return {
+            name: {kind: share * milliseconds for kind, share in profile(found[name], seconds / 2).items()}
+            for name, milliseconds in sorted(busy.items(), key=lambda item: -item[1])
+        }
+
+
+def table(output: str, streams: int, measured: dict[str, dict[str, float]]) -> str:
+    """A Markdown table with a row for each process and a column for each kind of work."""
+    kinds = [kind for kind in [*KINDS, OTHER] if any(row.get(kind, 0) >= 5 for row in measured.values())]
+    lines = [
+        f"| {output}, {streams} stream{'s' * (streams > 1)} | all | {' | '.join(kinds)} |",
+        "|---" * (2 + len(kinds)) + "|",
+    ]
+    sums: Counter[str] = Counter()
+    for row in measured.values():
+        sums.update(row)
+    for name, row in [*measured.items(), ("all processes", sums)]:
+        cells = [f"{row.get(kind, 0):.0f}" if row.get(kind, 0) >= 1 else "" for kind in kinds]
+        lines.append(f"| {name} | {sum(row.values()):.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-path", type=Path, required=True)
+    parser.add_argument("--output", action="append", choices=["text", "speech"], help="kind of the answers; repeatable")
+    parser.add_argument("--streams", action="append", type=int, help="number of simultaneous answers; repeatable")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of one measurement of the CPU time")
+    parser.add_argument("serve_arguments", nargs="*", help="further arguments of `sgl-omni serve`, after --")
+    options = parser.parse_args()
+    layout = ["--config", str(HERE / "configs/qwen3_omni_speech.yaml"), "--model-path", str(options.model_path)]
+    arguments = [*layout, *options.serve_arguments]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ServerProcess(arguments, Path(folder) / "server.log", with_parent=True) as server,
+    ):
+        server.wait_until_ready()
+        for output in options.output or ["text", "speech"]:
+            for streams in options.streams or [1, 8, 32]:
+                measured = measure(server, output, streams, options.seconds)
+                print(table(output, streams, measured), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
