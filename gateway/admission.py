@@ -133,15 +133,17 @@ class Place:
         self._admission.grants.add(claim)
 
     def free(self) -> None:
-        """Release the held bytes and the `passing` memory. When the answer begins, no stage needs them any more."""
+        """Release the held bytes and the `passing` memory, because the answer has begun. From then on, no stage needs
+        these resources.
+        """
         self._admission.hold(self._client, -self._bytes)
         self._bytes = 0
         for claim in self._claims:
             self._admission.grants.begin_answer(claim)
 
     def free_memory(self) -> None:
-        """Release all memory, because the answer is complete. The client may not have received all bytes of the answer
-        yet.
+        """Release all memory, because the answer is complete. It does not matter whether the client has already
+        received all bytes of the answer.
         """
         for claim in self._claims:
             self._admission.grants.drop(claim)
@@ -368,7 +370,8 @@ class Admission:
                 )
         if choices > 1 and not self._places.fits(client, choices - 1):
             raise self._too_many(
-                f"The server is busy with {self._inside} requests and has no room for {choices} choices"
+                f"The server is busy with {self._inside} requests and has no room for the {choices} choices "
+                "of this request"
             )
         self._inside += choices - 1
         self._places.take(client, choices - 1)
@@ -385,11 +388,13 @@ class Admission:
         """Hold `count` more bytes for a client. A negative `count` releases bytes. See `Place.hold`."""
         if count > self._bytes.free:
             raise self._too_many(
-                "With this request, the requests in progress would hold more bytes than this server allows"
+                "With this request, the bodies and media of the requests in progress would use more memory than this "
+                "server allows"
             )
         if count > 0 and not self._bytes.fits(client, count):
             raise self._too_many(
-                "With this request, your requests in progress would hold more bytes than one client may hold now"
+                "With this request, the bodies and media of your requests in progress would use more memory than one "
+                "client may use now"
             )
         self._bytes.take(client, count)
 
@@ -428,9 +433,9 @@ class Admission:
         return self._begun.pop(turn)
 
     def _join(self, line: _Queue, client: str, busy: Callable[[], OmniError]) -> Turn:
-        """Join a queue. If the queue is full, and another client has at least two more requests in the queue than this
-        client, refuse the last request of that client to make room. If there is no such client, raise the OmniError
-        (429) that `busy` returns.
+        """Join a queue. If the queue is full, look for the client with the most requests in the queue. If this longest
+        client has at least two requests more than `client`, refuse the last request of the longest client to make room.
+        Otherwise, raise the OmniError (429) that `busy` returns.
         """
         if len(line) >= self._limits.queued:
             last = line.last_of_longest(than=client)
@@ -484,8 +489,8 @@ class Admission:
     def _busy_speaking(self) -> OmniError:
         waiting = len(self._voice_line)
         return self._too_many(
-            f"The server makes as much speech as it can ({self.voice_load.voices} spoken answers), and {waiting} are "
-            "waiting",
+            f"The server already generates as much speech as it can ({self.voice_load.voices} spoken answers), and "
+            f"{waiting} other spoken answers are waiting",
             seconds=self._last_sounds.mean * (waiting + 1),
         )
 
@@ -509,8 +514,8 @@ class Admission:
 
 class _Departures:
     """The moving average of the time between two departures, in seconds. A departure is the end of a request, or the
-    end of the sound of a spoken answer. A time counts only if the server was full at both departures, because only such
-    a time shows how fast a full server makes room.
+    end of the sound of a spoken answer. The time between two departures counts only if the server was full at both
+    departures. The reason is that the average must show how fast a full server makes room.
     """
 
     def __init__(self) -> None:
@@ -562,7 +567,8 @@ class _Queue:
     def last_of_longest(self, *, than: str) -> Turn | None:
         """Remove and return the last turn of the client with the most turns.
 
-        Returns None if no client has at least two turns more than the client `than`.
+        Returns None if the client with the most turns does not have at least two turns more than the client whose name
+        is `than`. Also returns None if the last turn is done already.
         """
         client = max(self._clients, key=lambda name: len(self._clients[name]), default=than)
         turns = self._clients.get(client, deque())

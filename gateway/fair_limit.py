@@ -12,9 +12,10 @@ _LITTLE = 256  # a client has little if it has at most this part of the limit, o
 class FairLimit:
     """A limit that clients share. There are two rules:
 
-    - A client may take more only if, afterwards, what the client holds is not more than what is still free. So the
-      first client gets at most a half of the limit, the next client a quarter, and so on. When the clients give
-      something back, their parts become more equal.
+    - A client may not hold more than the part of the limit that no client holds. This rule is checked when a client
+      takes more, and includes the places or bytes that the client wants to take. So the first client gets at most a
+      half of the limit, the next client a quarter, and so on. When clients give something back and take again, the
+      parts of all clients become more equal.
     - The last eighth of the limit is kept for clients that have little: at most 1/256 of the limit, or one place. So
       even if other clients use up seven eighths of the limit, there is room for 32 clients that need little. If the
       last eighth has fewer than 32 places, there is room for one client per place.
@@ -49,7 +50,7 @@ class FairLimit:
         return self._held_by[client]
 
     def is_little(self, client: str, count: int) -> bool:
-        """Whether a client with `count` more has little."""
+        """Whether `client` would still have little if it took `count` more."""
         return self._held_by[client] + count <= self._little
 
     def fits(self, client: str, count: int = 1) -> bool:

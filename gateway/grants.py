@@ -30,7 +30,8 @@ class HeldClaim(Struct, eq=False):
         grant: Called when the claim is granted.
         client: Client that sent the request.
         granted: Whether the claim has been granted.
-        overtaken: Number of other claims that have been granted although it was the turn of this claim.
+        overtaken: Number of other claims that have been granted while this claim had its turn but did not fit.
+            Claims of clients with little memory do not count.
     """
 
     passing: int
@@ -52,15 +53,16 @@ class Grants:
     turn belongs to the client whose latest grant is the oldest. When a client has its turn, the oldest claim of this
     client is granted. If that claim does not fit, a few other claims may overtake it.
 
-    The last eighth of the limit is kept for clients with little memory, see `FairLimit`. A claim of such a client is
-    granted as soon as it fits, even if larger claims wait. So large claims do not delay a client that needs
-    little memory.
+    The last eighth of the limit is kept for clients with little memory, see `FairLimit`. If a client would still have
+    little memory after the grant, its claim is granted as soon as the claim fits, even if larger claims wait. So large
+    claims do not delay a client that needs little memory.
+
+    A *huge* claim is a claim for more than seven eighths of the limit. A huge claim has to wait until no other claim
+    holds bytes, and until all waiting claims are huge. So a huge claim delays only claims that arrive after its grant,
+    and other huge claims.
 
     Args:
-        limit: Maximum number of granted bytes. A claim for more than seven eighths of the limit has to wait until no
-            other claim holds bytes, and until no claim below this size waits. So a claim above this size delays
-            only claims that arrive after its grant.
-
+        limit: Maximum number of granted bytes.
     """
 
     def __init__(self, limit: int) -> None:

@@ -54,11 +54,13 @@ _OWN_COUNTERS = {
     "cache_hits": "Media items whose embeddings were in the encoder cache",
     "cache_misses": "Media items whose embeddings were not in the encoder cache",
     "encoded_items": "Media items that an encoder has computed",
-    "encoded_rows": "Embedding rows that an encoder has computed",
+    "encoded_rows": "Embedding rows (one for each token of the media) that an encoder has computed",
     "refused": "Requests whose media or prompt were refused",
-    "cancelled_readings": "Jobs of readers (long texts or media) that were cancelled because their request had ended",
-    "demoted_readings": "Jobs of readers that took longer than expected and were started again as long jobs",
-    "displaced_readings": "Jobs of readers that were stopped and started again later, to make room for another client",
+    "cancelled_readings": "Jobs that read texts or media, and were cancelled because their request had ended",
+    "demoted_readings": "Jobs that read texts or media, took longer than expected, and were started again as long jobs",
+    "displaced_readings": (
+        "Jobs that read texts or media, and were stopped to make room for another client and restarted later"
+    ),
     "readers_replaced": "How often a process that reads texts and media was replaced",
     "frames": "Codec frames that a stage has computed",
     "chunks": "Chunks of sound that the vocoder has computed",
@@ -105,7 +107,7 @@ class Metrics:
     ) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter(
-            "omni_requests", "Requests for an answer by outcome", ["outcome"], registry=registry
+            "omni_requests", "Requests for an answer, by outcome", ["outcome"], registry=registry
         )  # outcome: ok, refused (4xx), failed (5xx), cancelled (the client left)
         self.errors = Counter("omni_errors", "Errors by code", ["code"], registry=registry)
         self.in_flight = Gauge(
@@ -137,9 +139,9 @@ class Metrics:
             buckets=_BETWEEN,
             registry=registry,
         )
-        self.audio_chunks = Counter("omni_audio_chunks", "Chunks of sound", registry=registry)
-        self.audio_seconds = Counter("omni_audio_seconds", "Length of all sound", registry=registry)
-        self.codec_frames = Counter("omni_codec_frames", "Codec frames of all sound", registry=registry)
+        self.audio_chunks = Counter("omni_audio_chunks", "Chunks of sound in all answers", registry=registry)
+        self.audio_seconds = Counter("omni_audio_seconds", "Length of the sound in all answers", registry=registry)
+        self.codec_frames = Counter("omni_codec_frames", "Codec frames of the sound in all answers", registry=registry)
         self.real_time_factor = Histogram(
             "omni_real_time_factor",
             "Time from the request's arrival to the last sound, divided by the length of the sound",
@@ -153,7 +155,7 @@ class Metrics:
         )
         self.playback_silence_seconds = Counter(
             "omni_playback_silence_seconds",
-            "Length of the silences that omni_playback_underruns counts",
+            "Length of the silences that the metric omni_playback_underruns_total counts",
             registry=registry,
         )
         self.request_seconds = Histogram(
@@ -198,7 +200,7 @@ class Metrics:
             "omni_realtime_session_seconds", "Length of realtime sessions", buckets=_LONG, registry=registry
         )
         self.realtime_responses = Counter(
-            "omni_realtime_responses", "Responses of realtime sessions by status", ["status"], registry=registry
+            "omni_realtime_responses", "Responses of realtime sessions, by status", ["status"], registry=registry
         )
         self.realtime_interruptions = Counter(
             "omni_realtime_interruptions", "Responses of realtime sessions that the user interrupted", registry=registry
@@ -356,7 +358,9 @@ def _hosts(hosts: Iterable[HostReport], lost: int) -> Iterator[Metric]:
         up.add_metric([each.host], each.up)
         if each.lease_age is not None:
             age.add_metric([each.host], each.lease_age)
-    ended = CounterMetricFamily("omni_connections_lost", "Connections between hosts that have ended", value=lost)
+    ended = CounterMetricFamily(
+        "omni_connections_lost", "Ended connections between processes on different hosts", value=lost
+    )
     yield from (up, age, ended)
 
 
@@ -372,7 +376,9 @@ def _replicas(replicas: Iterable[ReplicaReport]) -> Iterator[Metric]:
 
 def _routes(routes: Iterable[RouteReport]) -> Iterator[Metric]:
     choices = CounterMetricFamily(
-        "omni_route_choices", "Choices of a replica for a request, by reason", labels=["group", "reason"]
+        "omni_route_choices",
+        "How often a replica was chosen for a request, by the reason for the choice",
+        labels=["group", "reason"],
     )
     expected = CounterMetricFamily(
         "omni_route_expected_cached_tokens",
@@ -415,12 +421,12 @@ class _AdmissionFigures(MetricSource):
         )
         yield GaugeMetricFamily(
             "omni_voice_capacity",
-            "Estimated seconds of sound that the pipeline can make per second; 0 while unknown",
+            "Estimated length of the sound that the pipeline can make in one second; 0 until there is an estimate",
             value=admission.voice_load.capacity,
         )
         yield GaugeMetricFamily(
             "omni_requests_leaving",
-            "Requests for an answer that have ended, while a worker still stores their data",
+            "Requests for an answer that have ended, but whose data a worker still stores",
             value=admission.leaving,
         )
         yield GaugeMetricFamily(

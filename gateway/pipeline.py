@@ -105,9 +105,9 @@ class Pipeline(Protocol):
 
     @property
     def compares_prompts(self) -> bool:
-        """Whether the choice of a replica depends on the prompts of new requests. It does if two conditions are met: a
-        group that contains a stage with a prefix cache has several replicas, and the configuration does not turn the
-        comparison off.
+        """Whether the choice of a replica depends on the prompts of new requests. The result is True if two conditions
+        are met. First, at least one stage with a prefix cache belongs to a group with several replicas. Second, the
+        configuration does not turn the comparison of prompts off.
         """
 
     def count_prompt(self, request_id: str, prompt_tokens: int, cached_tokens: int) -> None:
@@ -178,11 +178,13 @@ class Pipeline(Protocol):
 
     @property
     def pids(self) -> Mapping[str, int]:
-        """Maps the name of each running worker to its process id, which belongs to the worker's own host."""
+        """Maps the name of each running worker to its process id. The id is valid on the host of the worker."""
 
     @property
     def usages(self) -> Mapping[str, ProcessUsage]:
-        """The resources that the running workers use, by name. Workers whose use is not known are left out."""
+        """Maps the name of each running worker to the resources that the worker uses. Workers whose use is not known
+        are left out.
+        """
 
     @property
     def hosts(self) -> Sequence[HostReport]:
@@ -190,4 +192,6 @@ class Pipeline(Protocol):
 
     @property
     def connections_lost(self) -> int:
-        """Number of connections between processes on different hosts that have ended, since the service began."""
+        """Number of lost connections since the service began. Only connections between processes on different hosts
+        count.
+        """

@@ -27,7 +27,8 @@ _SOUND_BLOCK_BYTES = 32 * 1024  # bytes of samples in one block: a second of 16-
 _SAMPLED_BYTES = 4 * 1024 * 1024  # maximum number of bytes of a media item that are hashed
 _MOST_BLOCKS = 8192  # a prompt with more blocks of text is longer than the context of the model
 
-# Estimates for the number of tokens. The pipeline corrects them by the real numbers of tokens of answered prompts.
+# Estimates for the number of tokens. When prompts have been answered, their real numbers of tokens are known. The
+# pipeline uses these numbers to correct its estimates.
 _TEXT_BYTES_PER_TOKEN = 4
 _FILE_BYTES_PER_TOKEN = 256
 _MOST_FILE_TOKENS = 16_384
@@ -100,10 +101,11 @@ def _add_media(chain: _Chain, medium: Media, video: VideoOptions) -> None:
 
 
 def _add_wav(chain: _Chain, data: memoryview) -> None:
-    """Add a WAV file in blocks of about a second. So a sound has the same first blocks as a longer sound that begins
-    with it: in a realtime session, the first part of a turn is computed while the user still speaks.
+    """Add a WAV file in blocks of about a second.
 
-    The sizes in the header are left out, because they differ between the two sounds.
+    In a realtime session, the beginning of a turn is computed while the user still speaks. Later, a longer sound
+    arrives, which contains the whole turn. The blocks of the beginning are the same in both sounds. The sizes in the
+    headers are different, so the sizes do not become part of the chain.
     """
     chain.mix(b"wav", data[8:40])
     bytes_per_second = int.from_bytes(data[28:32], "little")

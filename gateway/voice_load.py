@@ -90,8 +90,8 @@ class VoiceLoad:
         self._voices.discard(voice)
 
     def has_room(self, now: float) -> bool:
-        """Whether one more answer can begin now. If it begins, all answers, including the new answer, must be expected
-        to play without a gap.
+        """Whether one more answer can begin now. The result is True if all answers, including the new answer, will
+        probably play without a gap. If no answer is being generated, the result is always True.
         """
         if not self._voices:
             return True

@@ -71,7 +71,8 @@ def connection_lost(sender: str, receiver: str) -> OmniError:
     request may succeed if it is sent again.
     """
     return unavailable(
-        f"The connection from {sender} to {receiver} ended while they worked on this request.", code="worker_lost"
+        f"The connection from {sender} to {receiver} ended while both processes worked on this request.",
+        code="worker_lost",
     )
 
 

@@ -117,7 +117,8 @@ class _Listed(Struct, Generic[Answer], frozen=True):
 def parse(description: str) -> tuple[Gpu, ...]:
     """The GPUs of a description: ``2xH100-80GB``, ``4x24GB``, ``H20-96GB,L4-24GB``.
 
-    Well-known cards get the memory that their driver reports. For other cards, GB is 10⁹ bytes and GiB 2³⁰.
+    Well-known cards get the memory that their driver reports. For other cards, GB means 10⁹ bytes and GiB means 2³⁰
+    bytes.
 
     Raises:
         StartupError: the description cannot be understood.
@@ -223,7 +224,9 @@ def _named(entry: str, there: Sequence[_Listed[Any]]) -> _Listed[Any]:
     if len(found) != 1:
         raise _misnamed(f"{entry!r} selects {'more than one GPU' if found else 'no GPU'}", there)
     if found[0].instances is not None:
-        instances = ", ".join(found[0].instances) or "it has none; make them with nvidia-smi mig -cgi"
+        instances = (
+            ", ".join(found[0].instances) or "this GPU has no instances; make instances with nvidia-smi mig -cgi"
+        )
         raise _misnamed(f"{entry!r} selects a GPU that MIG divides; list its instances instead ({instances})", there)
     return found[0]
 

@@ -148,9 +148,9 @@ def open_cluster(config: Config, deployment: Deployment, display: Display) -> Cl
     )
     cluster = Cluster(config.cluster, {name: config.hosts[name] for name in deployment.hosts}, expected)
     for name in deployment.hosts:
-        how = "Ray starts its agent"
+        how = "Ray starts the agent of this host"
         if config.cluster.ray_address is None:
-            how = f"to let it join, run: sgl-omni invite {name} | ssh {name} sgl-omni join"
+            how = f"to let this host join, run: sgl-omni invite {name} | ssh {name} sgl-omni join"
         display.note(f"waiting for the host {name} at {cluster.address}; {how}")
     return cluster
 

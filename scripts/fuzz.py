@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def sounds() -> list[Seed]:
-    """The files for forms: every sound, and a few other files."""
+    """The files that are sent in forms: all sound files, and a few other files."""
     return [file for index, file in enumerate(seeds()) if file.kind == "audio" or index % 8 == 0]
 
 

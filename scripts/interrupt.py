@@ -1,14 +1,16 @@
-"""Interrupts answers of realtime sessions at random moments, and checks that none of their data remains in the server.
+"""Interrupts answers of realtime sessions at random moments, and checks that no data of the sessions remains in the
+server.
 
     sgl-omni serve --model-path checkpoints/tiny --port 8008     # in another terminal
     python scripts/interrupt.py --url http://127.0.0.1:8008 --count 1000
 
 Each session begins an answer and interrupts the answer after a random time: with `response.cancel`, by speech, or by
 closing the connection. If the connection is still open, the session truncates the interrupted answer at a random time,
-and deletes the question and the answer. Then the session asks a question whose answer is known. The text and the sound
-of this answer must equal those that a session without interruptions received. At the end, no data of the sessions may
-remain in the server. The script also prints how long the workers needed to free the data of an aborted request, and how
-long a step of each stage takes. (A worker frees the data only after the step that it is computing at that moment.)
+and deletes the question and the answer. Then the session asks a question whose answer is known, because a session
+without interruptions has asked the same question before. The text and the sound of both answers must be equal. At the
+end, no data of the sessions may remain in the server. The script also prints how long the workers needed to free the
+data of an aborted request, and how long a step of each stage takes. (A worker frees the data only after the step that
+it is computing at that moment.)
 
 The same seed makes the same interruptions. The exit status is 1 if an answer was wrong, or if data remained.
 """
@@ -56,7 +58,9 @@ class Session:
         await self._socket.send_str(json.dumps({"type": kind, **fields}))
 
     async def until(self, *kinds: str) -> dict[str, Any]:
-        """The next event of one of these kinds. Raises ValueError for any other error event."""
+        """The next event of one of these kinds. Raises ValueError if an error event comes first, unless ``error`` is
+        one of these kinds.
+        """
         async with asyncio.timeout(PATIENCE):
             while True:
                 event: dict[str, Any] = await self._socket.receive_json()
@@ -150,7 +154,8 @@ class Trial:
     Args:
         http: Opens the WebSocket connections.
         url: The address of the server.
-        numbers: The numbers of the interruptions.
+        numbers: Yields one number for each interruption to make. The number and the seed determine the random choices
+            of the interruption.
     """
 
     def __init__(self, http: aiohttp.ClientSession, url: str, numbers: Iterator[int], seed: int) -> None:
@@ -173,7 +178,7 @@ class Trial:
                 self._right[question], _ = await session.hear()
 
     async def interrupt(self) -> None:
-        """Interrupt answers, until there are no more numbers. After a failure, a new session continues."""
+        """Make interruptions until all of them are made. After a failure, a new session continues."""
         going = True
         while going:
             try:
@@ -213,7 +218,9 @@ class Trial:
         return self._http.ws_connect(f"{self._url}/v1/realtime", max_msg_size=0)
 
     async def _converse(self, socket: aiohttp.ClientWebSocketResponse) -> bool:
-        """Interrupt answers in one session. Returns True if the session was closed before the numbers were used up."""
+        """Interrupt answers in one session. Returns True if the last interruption closed the connection, and False if
+        no interruption is left.
+        """
         session = Session(socket)
         await session.prepare()
         for number in self._numbers:

@@ -50,7 +50,7 @@ JITTER = 0.02
 """See `Scenario.jitter`."""
 
 LEAST_REQUESTS = 12
-"""Number of requests of a load with few streams."""
+"""The minimum number of requests that are sent in one measurement, even if there are few streams."""
 
 WARM_UP = 3
 """Number of requests that a server has answered before it is measured."""

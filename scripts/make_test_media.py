@@ -201,8 +201,8 @@ def car(canvas: Canvas, x: float, ground: float, scale: float, paint: Color, fac
 
 @dataclass(frozen=True)
 class Stroke:
-    """A line that the pencil draws from `start` to `end` (fractions of the length of the video), and the tone that
-    sounds at the same time.
+    """A line that the pencil draws, and the tone that sounds at the same time. The line begins at the time `start` and
+    ends at the time `end`. Both times are fractions of the length of the video.
     """
 
     points: list[Point]

@@ -3,11 +3,11 @@
 
     python scripts/measure_hop.py
 
-Two processes of this machine send a message to and fro. A *hop* is half of the time for both ways. The transports are:
-ipc, as between processes of one host; TCP; and TCP with CURVE, as between hosts. The processes use all transports in
-turn, so that other load on the machine affects each transport equally. The script prints the median and the fastest
-hop, and the ratio of the median to that of ipc. There is no network between the processes. So the time on a real
-network comes on top.
+Two processes run on this machine. The first process sends a message, and the second process sends it back. A *hop* is
+half of the time until the message is back. There are three transports: ipc, which connects processes of one host; TCP;
+and TCP with CURVE, which connects hosts. The processes use all transports in turn, so that other load on the machine
+affects each transport equally. The script prints the median and the fastest hop, and the ratio of the median to that of
+ipc. There is no network between the processes. Between real hosts, a hop also includes the time on the network.
 
 The exit status is 1 if the median hop of a small message over TCP with CURVE takes more than 150 µs.
 """

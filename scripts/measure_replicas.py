@@ -71,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(replicas: int, options: argparse.Namespace) -> Measured:
     """Start a server with this number of replicas, and measure one stream and enough streams for all replicas."""
-    # There are more streams than the server with the most replicas works on at a time. So the thinker can generate the
-    # text of the next answers meanwhile.
+    # Even the talkers of the server with the most replicas work on fewer utterances at a time than there are streams.
+    # While the talkers work on these utterances, the thinker can generate the text of the next answers.
     streams = round(options.queue * options.batch * max(options.replicas))
     settings = [f"stages.{stage}.options.slow={options.slow}" for stage in ("talker_ar", "code_predictor", "code2wav")]
     settings.append(f"stages.talker_ar.options.max_running_requests={options.batch}")

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Measures with four servers how many streams play without a gap if each step takes as long as on GPUs.
+"""Measures how many streams play without a gap, if each step takes as long as it takes on a GPU. Four different servers
+are measured.
 
     python scripts/make_tiny_checkpoint.py --out checkpoints/nano --preset nano
     python scripts/measure_step_law.py --model-path checkpoints/nano
 
-The package `step_law` has the *laws*, which give the time of each step, and describes what they can show. There are two
-layouts: `split` (the thinker on one GPU, the stages that speak on another) and `colocated` (everything in one process
-on one GPU). Each layout is measured twice: with work in the order of arrival, and with work in the order in which
-listeners need it (`just_in_time`). `sgl-omni bench --capacity` searches for the largest number of streams that play
-without a gap. Then this number of streams is measured once more, to see which processes use the CPU. If many steps took
-longer than their laws say (*late* steps), the CPU limits the server, and the result says nothing about GPUs.
+The *laws* in the package `step_law` give the time of each step. The docstring of the package says what a measurement
+with these laws can show. There are two layouts: `split` (the thinker on one GPU, the stages that speak on another) and
+`colocated` (everything in one process on one GPU). Each layout is measured twice: with work in the order of arrival,
+and with work in the order in which listeners need it (`just_in_time`). `sgl-omni bench --capacity` searches for the
+largest number of streams that play without a gap. Then this number of streams is measured once more, to see which
+processes use the CPU. If many steps took longer than their laws say (*late* steps), the CPU limits the server, and the
+result says nothing about GPUs.
 """
 
 from __future__ import annotations
@@ -118,8 +120,8 @@ def bench(server: ServerProcess, arguments: list[str]) -> Any:
 
 
 def counters(server: ServerProcess) -> dict[str, float]:
-    """Three kinds of counters: the CPU seconds of each process, the number of steps of all stages with a law together,
-    and the number of late steps of these stages.
+    """Three kinds of counters: the CPU seconds of each process, the number of steps, and the number of late steps. Both
+    numbers of steps are sums over all stages that have a law.
     """
     totals = {"steps": 0.0, "late": 0.0}
     paced = set()

@@ -170,7 +170,7 @@ def _parts(holding: Holding) -> Iterator[str]:
 
 
 def faked() -> dict[str, str]:
-    """For each table about starts on simulated GPUs, its Markdown. The keys are the names of the tables. The call takes
+    """The Markdown of the tables about starts on simulated GPUs. The keys are the names of the tables. The call takes
     half a minute.
     """
     with tempfile.TemporaryDirectory() as directory, Accelerator() as accelerator:

@@ -25,8 +25,8 @@ STOP_SECONDS = 30.0
 
 
 class ServerProcess:
-    """One server with its workers, on its own port. As a context manager, starts the server at the beginning of the
-    block, and ends it whenever the block ends.
+    """One server with its workers, on its own port. This class is a context manager: it starts the server at the
+    beginning of the block, and ends the server whenever the block ends.
 
     Args:
         arguments: Command-line arguments of ``serve``, without the port.
@@ -34,7 +34,8 @@ class ServerProcess:
         port: Port on which the server listens; by default a free one.
         program: The command before ``serve``.
         directory: The server's working directory; by default the working directory of this process.
-        environment: Environment variables that the server gets in place of, or in addition to, those of this process.
+        environment: Environment variables for the server. The server also gets the variables of this process. If a
+            variable is in both, the server gets the value from `environment`.
         with_parent: Whether the server also ends when this process dies.
 
     Attributes:

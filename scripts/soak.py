@@ -191,7 +191,7 @@ class Trial:
     # --- clients that leave ---
 
     async def ask_again(self) -> None:
-        """Send all requests of the beginning again, and compare the answers."""
+        """Repeat the requests that were sent at the beginning, and compare the answers."""
         again = await ask_alone(self._session, self._service.url, self._wanted)
         different = [name for name, digest in self._right.items() if digest != again[name]]
         self.findings.check("answers at the end equal those at the start", f"{len(different)} differ", not different)

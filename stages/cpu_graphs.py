@@ -94,7 +94,9 @@ class _OperationRecorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if _waits(func, args):
-            raise RuntimeError(f"{func} reads a tensor on the host, or makes one of unknown size: no graph can do this")
+            raise RuntimeError(
+                f"{func} reads a tensor on the host, or makes a tensor of unknown size, which no graph can do"
+            )
         result = func(*args, **kwargs)
         given = {_memory(tensor) for tensor in _tensors_of([args, kwargs])}
         allocated = tuple(

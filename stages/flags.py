@@ -19,7 +19,7 @@ QWEN3_OMNI_FLAGS = (
     Flag(
         "--gpu-thinker",
         ("stages.thinker.gpus",),
-        "GPU of the thinker, or several GPUs such as 0,1. Several GPUs divide the thinker by tensor parallelism.",
+        "GPU of the thinker, or several GPUs such as 0,1. Several GPUs share the thinker (tensor parallelism).",
         PLACEMENT,
         metavar="GPUS",
         parse=gpu_indices,

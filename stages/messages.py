@@ -337,9 +337,9 @@ class SpeechRequest(Struct, tag="speech_request"):
 
 # --- transcripts: gateway → preprocessing, and back to the collector --------------------------------------------------
 
-# A recording is transcribed piece by piece. The recording is one request, and preprocessing answers it with the times
-# of the pieces. Each piece is a separate request. Preprocessing keeps the recording until the main process aborts the
-# recording's request.
+# A recording is transcribed piece by piece. The recording is one request. The stage `preprocessing` answers this
+# request with the times of the pieces. Each piece is a separate request. The stage `preprocessing` keeps the recording
+# until the main process aborts the recording's request.
 
 TranscriptTask: TypeAlias = Literal["transcribe", "translate"]
 
@@ -351,7 +351,7 @@ class Recording(Struct, tag="recording"):
         sound: The undecoded sound.
         task: Whether to transcribe or to translate the speech.
         language: Language of the sound: its code, or its name in English. None if the client has not named it.
-        target: Language of the translation, in the same form. Has no effect for ``transcribe``.
+        target: Language of the translation: its code, or its name in English. Has no effect for ``transcribe``.
         context: Text that the model reads before the sound; empty if there is no such text.
         at_once: Maximum number of pieces in the pipeline at a time.
         sender: As in `Sampling`.
@@ -578,11 +578,12 @@ class ThinkerRequest(Struct):
 
 
 class DecodeStart(Struct, tag="decode_start"):
-    """Informs the stage decode that the prompt has been computed, and contains the data that decode needs before the
-    first token.
+    """Informs the stage `decode` that the prompt has been computed, and contains the data that this stage needs before
+    the first token.
 
     `cached_tokens` counts the prompt tokens that were found in the prefix cache. If `awaited` is set, the thinker waits
-    for reports from decode. Each report states which tokens are spoken, as soon as this is certain.
+    for reports from the stage `decode`. The reports state which tokens are spoken. This is reported for each token as
+    soon as it is certain.
     """
 
     prompt_tokens: int
@@ -614,7 +615,8 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 
 
 class Finished(Struct, tag="finished"):
-    """The thinker has generated the last token of one choice. The last choice that ends also ends the stream.
+    """The thinker has generated the last token of one choice. If all other choices have ended before, this message also
+    ends the stream.
 
     Attributes:
         reason: ``stop`` if an end-of-turn token or a stop token ended the text, ``length`` if the text reached a limit.
@@ -641,8 +643,8 @@ class StopGenerating(Struct, tag="stop_generating"):
 
 
 class Certain(Struct, tag="certain"):
-    """Report of the stage decode to the thinker: which tokens of a text are spoken. Decode sends the last report after
-    the end of the text.
+    """Report of the stage decode to the thinker: which tokens of a text are spoken. The stage decode sends the last
+    report after the end of the text.
 
     Attributes:
         tokens: Number of tokens, counted from the beginning of the text, for which it is certain whether they are
@@ -715,7 +717,7 @@ class TokenUsage(Struct):
 
 class TextDone(Struct, tag="text_done"):
     """The text of one choice is complete. The reason is ``tool_calls`` if the text contains calls and has not reached a
-    limit. The message for the last choice also ends the stream.
+    limit. If all other choices have ended before, this message also ends the stream.
     """
 
     finish_reason: FinishReason | Literal["tool_calls"]
@@ -843,13 +845,13 @@ class AudioDone(Struct, tag="audio_done"):
     text_tokens: int = 0
 
 
-# --- code2wav → talker_ar → thinker: advice about the order of work ---------------------------------------------------
+# --- code2wav → talker_ar → thinker: which requests to compute first --------------------------------------------------
 
 
 class Playing(Struct):
-    """The state of some players. `since` has a time of `time.monotonic` for each utterance. At this time, the player
-    would have started if it had never run out of sound. So frame i of the utterance, counted from 0, must be played
-    i · 80 ms after this time.
+    """The state of some players. `since` has a time of `time.monotonic` for each utterance. This is the time at which
+    the player started, plus the length of all silences that the listener has heard since then. So frame i of the
+    utterance, counted from 0, must be played i · 80 ms after this time.
 
     `behind` is true if more frames wait at the vocoder than the vocoder can decode soon.
     """

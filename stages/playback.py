@@ -23,8 +23,9 @@ class Player:
     true: the chunk has been sent, and the chunk before it has been played.
 
     Attributes:
-        since: The time, by `time.monotonic`, at which the player would have started if it had never run out of
-            sound; None before the first chunk. So the player needs frame i, counted from 0, at `since` + i · 80 ms.
+        since: The time, by `time.monotonic`, at which the player started, plus the length of all silences that the
+            listener has heard since then. None before the first chunk. So the player needs frame i, counted from 0, at
+            `since` + i · 80 ms.
     """
 
     __slots__ = ("since",)

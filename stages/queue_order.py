@@ -13,9 +13,9 @@ _SENDERS = 4096
 
 
 def take_turns(waiting: Sequence[int], running: Iterable[int]) -> list[int]:
-    """The order in which waiting requests should run, so that senders take turns. For each waiting request, count the
-    requests of its sender that run or arrived earlier. Requests with smaller counts come first. Requests with equal
-    counts, and the requests of one sender, keep their order.
+    """The order in which waiting requests should run, so that senders take turns. For each waiting request, count two
+    kinds of requests of its sender: requests that are running, and waiting requests that arrived earlier. Requests with
+    smaller counts come first. Requests with equal counts, and the requests of one sender, keep their order.
 
     Args:
         waiting: The sender of each waiting request, in the order of arrival.

@@ -72,9 +72,9 @@ def _chat(request: ChatRequest) -> Route:
     outputs = {TEXT: AnswerStream(_WRITING)}
     if request.speech is not None:
         # When the first sound has arrived, the thinker's stream to the talker has begun. After that, the talker's
-        # worker notices if the stream breaks off. The thinker sends the last token to the talker and to decode at the
-        # same time. But if decode decides which tokens are spoken, the talker receives the last tokens only after
-        # decode has processed them.
+        # worker notices if the stream breaks off. The thinker sends the end of the text to the talker and to the stage
+        # `decode` at the same time. But if the stage `decode` decides which tokens are spoken, the talker receives the
+        # last tokens only after `decode` has processed them.
         judged = bool(request.text.stop) or request.tools is not None
         speech = AnswerStream(_SPEAKING | _WRITING) if judged else AnswerStream(_SPEAKING, first=_WRITING)
         outputs[SPEECH] = speech

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 
-# Operations besides views that launch no kernel: they allocate memory, or make another tensor of existing memory.
+# Operations that launch no kernel and are not views. They allocate memory, or make another tensor of existing memory.
 _NO_KERNELS = frozenset(
     {
         aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten.detach,
@@ -85,7 +85,7 @@ class _Unpinned(TorchFunctionMode):
 
 
 class CudaRules(TorchDispatchMode):
-    """Makes ``cuda`` a device on which these rules apply, while this context is active.
+    """Makes ``cuda`` a device with the rules that this module describes, while this context is active.
 
     Args:
         mixes: Functions, as ``module:name``, in which one operation may mix floating-point types.
@@ -162,16 +162,16 @@ class CudaRules(TorchDispatchMode):
             torch._C._set_only_lift_cpu_tensors(True)
             undo.enter_context(mock.patch.object(torch.cuda, "_lazy_init", _nothing))
             undo.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", _nothing))
-            # This counts one copy, as for any tensor on a device. A FakeTensor's own `tolist` would read the numbers
-            # one by one.
+            # With this replacement, `tolist` counts as one copy to the host. A FakeTensor's own `tolist` would read the
+            # numbers one by one.
             undo.enter_context(mock.patch.object(FakeTensor, "tolist", lambda tensor: tensor.cpu().tolist()))
             for name, stand_in in self._graphs().items():
                 undo.enter_context(mock.patch.object(torch.cuda, name, stand_in))
             undo.enter_context(_Unpinned())
             super().__enter__()
             undo.callback(super().__exit__, None, None, None)
-            # The index 0 is given. Without an index, torch would ask the driver for the current device, in this call
-            # and in later calls.
+            # The device is named with its index 0. Without the index, torch would ask the driver for the current
+            # device, in this call and in later calls.
             torch.empty(0).to("cuda:0")
             self.forget()
             self._undo = undo.pop_all()

@@ -1,4 +1,4 @@
-"""Sets the device of the stages under test, the allowed differences of their results, and the time that they may take.
+"""Sets the device of the stages under test, the allowed differences of their results, and the time limits of the tests.
 
 The default is the CPU. ``OMNI_TEST_DEVICE=cuda`` moves servers, encoders, predictor and vocoder under test to GPUs.
 ``OMNI_TEST_DTYPE=bfloat16`` changes the data type of these stages; only `tests/rounding` and `tests/quality` judge
@@ -17,7 +17,8 @@ DTYPE = os.environ.get("OMNI_TEST_DTYPE", "float32")
 
 _STAGES = ("image_encoder", "audio_encoder", "thinker", "talker_ar", "code_predictor", "code2wav")
 _ENGINES = ("thinker", "talker_ar")
-# This is the default on a CPU. On a GPU, the cache of a small checkpoint would have millions of tokens by default.
+# Size of an engine's KV cache in tokens. The size is the same as the default size on a CPU. With the default on a GPU,
+# the cache of a small checkpoint would have millions of tokens.
 _CACHE_TOKENS = 65536
 
 
@@ -25,9 +26,9 @@ class Exactness(NamedTuple):
     """The largest differences between two correct computations in float32.
 
     Attributes:
-        near_tie: Two logits that differ by less than this may be in the opposite order.
+        near_tie: Two logits may be in the opposite order if their difference is less than this number.
         samples: Difference between two waveforms decoded from the same codes, as a fraction of full scale.
-        embeddings: Difference between an encoder's and the reference's embeddings of a media item.
+        embeddings: Difference between the embeddings that an encoder and the reference compute for a media item.
     """
 
     near_tie: float
@@ -54,7 +55,8 @@ class Patience(NamedTuple):
 PATIENCE = {"cpu": Patience(240, 120), "cuda": Patience(1800, 900)}[DEVICE]
 
 if (DEVICE, DTYPE) == ("cuda", "float32"):
-    # This must be set before CUDA starts. Otherwise, CUDA's libraries would use ten bits of mantissa too.
+    # This variable must be set before CUDA starts. Otherwise, CUDA's libraries would multiply float32 numbers with ten
+    # bits of mantissa, as SGLang's kernels do.
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
 

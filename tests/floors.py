@@ -1,4 +1,4 @@
-"""Reads which *rooms* of the code import which other rooms, and finds imports that break the rule of the *floors*.
+"""Finds the imports between the *rooms* of the code, and the imports that break the rule of the *floors*.
 
 A room is a folder of a package, or a module that is directly in a package. Each room belongs to a floor, and may import
 only rooms of lower floors (see docs/architecture.md). No module may import itself through other modules. The files are

@@ -1,7 +1,8 @@
 """Makes two checkpoints from one checkpoint: a quantised checkpoint in a published format, and an unquantised
 checkpoint with the dequantised weights.
 
-This module has its own implementation of the packing in numpy. Tests compare the server's unpacking with it.
+This module has its own implementation of the packing in numpy. Tests compare the server's unpacking with this
+implementation.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Recipe(NamedTuple):
-    """A quantised form of weights.
+    """A format of quantised weights.
 
     Attributes:
-        said: The ``quantization_config`` of a checkpoint in this form.
+        said: The ``quantization_config`` of a checkpoint in this format.
         left: The key of ``quantization_config`` that lists the modules that keep their precision.
         store: Converts a weight. Returns the stored tensors, by the last part of the tensor's name, and the dequantised
             weight.

@@ -24,8 +24,8 @@ from tests.device import EXACTNESS
 
 SAMPLE_RATE = 16_000
 
-# Two logits whose difference is smaller than this may be in the opposite order if a batch has another shape (see
-# docs/architecture.md).
+# If the difference of two logits is smaller than this number, the logits may be in the opposite order in a batch of
+# another shape (see docs/architecture.md).
 NEAR_TIE = EXACTNESS.near_tie
 
 # An id that no token has. If this id is set as the end of the text, no token ends the text.
@@ -34,10 +34,10 @@ NO_TOKEN = -1
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation in Hugging Face's form, with paths for media, and the processor's video options.
+    """A conversation in the format of Hugging Face, with paths for media, and the processor's video options.
 
-    `messages` hold parts ``{"type": "text" | "image" | "audio" | "video", <type>: text or path}``. `tools` are in
-    OpenAI's form. `answers` has the ids of each message of the assistant; None for a message that is tokenised.
+    `messages` hold parts ``{"type": "text" | "image" | "audio" | "video", <type>: text or path}``. `tools` are in the
+    format of OpenAI. `answers` has the ids of each message of the assistant; None for a message that is tokenised.
     """
 
     name: str

@@ -69,8 +69,8 @@ class Server(ServerProcess):
         super().start()
 
     def live_requests(self) -> dict[str, int]:
-        """Number of requests that each stage held at its worker's last heartbeat, which is less than two seconds
-        ago.
+        """Number of requests that each stage held at the last heartbeat of its worker. This heartbeat was less than two
+        seconds ago.
         """
         return {name: stage["live_requests"] for name, stage in self.health()[1]["stages"].items()}
 

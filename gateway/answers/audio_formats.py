@@ -49,9 +49,14 @@ class SpeechEncoder(Protocol):
 def stream_encoder(audio_format: AudioFormat, *, one_file: bool = False) -> SpeechEncoder:
     """An encoder that returns bytes as early as the format allows.
 
-    For ``wav``, every piece is a whole file, unless `one_file` is set. For ``pcm16``, the pieces are samples without a
-    header. In all other cases, all pieces together are one file. The header is sent first, so it does not contain the
-    length. Unless every piece is a whole file, the base64 texts of the pieces can also be joined and then decoded.
+    There are three cases:
+
+    - For ``wav`` without `one_file`, every piece is a whole file.
+    - For ``pcm16``, the pieces are samples without a header.
+    - In all other cases, all pieces together are one file. The header of this file is sent before the length is known,
+      so the header does not contain the length.
+
+    In the second and the third case, a client may join the base64 texts of all pieces and then decode the joined text.
     """
     if audio_format in _CODINGS:
         return _Joinable(_Compressed(_CODINGS[audio_format], Pipe()))
@@ -111,10 +116,11 @@ def prepare() -> None:
 
 def to_pcm16(samples: numpy.ndarray) -> numpy.ndarray:
     """Converts `samples` (float32 [n], full scale ±1) to int16 [n]: multiplies them by 32768, rounds them to the
-    nearest integer (of two integers that are equally near, to the even integer), and clips them.
+    nearest integer, and clips them. If two integers are equally near, the result is the even integer.
 
     Players do the inverse: they divide 16-bit samples by 32768. So the error of a sample is at most half a step. The
-    only exception is +1: its error is a whole step, because 16 bits cannot represent +1.
+    only exception is a sample within half a step of +1: its error may be up to a whole step, because 16 bits cannot
+    represent +1.
     """
     import numpy
 
@@ -147,8 +153,8 @@ class _Joinable:
     """Regroups the bytes of another encoder, so that the base64 of all pieces can be joined and then decoded.
 
     The base64 of a piece has no padding if the number of bytes is a multiple of three. So up to two bytes are held back
-    for the next piece. If `sample_bytes`, the size of a sample, is given, more bytes are held back where a sample would
-    otherwise be divided.
+    for the next piece. `sample_bytes` is the size of a sample. If it is given, more bytes are held back, so that no
+    sample is divided between two pieces.
     """
 
     def __init__(self, encoder: SpeechEncoder, *, sample_bytes: int | None = None) -> None:

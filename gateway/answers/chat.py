@@ -106,8 +106,8 @@ class ChatCompletions:
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Answer one request.
 
-        The steps of a request, each with the module that does it. The modules are in `gateway`, unless the name begins
-        with another package:
+        A request goes through the following steps. The text names the module that does each step. A module is in
+        `gateway`, unless its name begins with another package.
 
         1. `http.connections` reads the head of the request. `http.middleware` gives the request an id and checks the
            API key. `serving.app` routes the request to this method.

@@ -255,7 +255,8 @@ class Collector:
 
     Attributes:
         dropped_late: Number of messages that arrived after their request had been closed.
-        aborted: Called when the workers have freed all data of an aborted request, with the seconds since the abort.
+        aborted: Called when the workers have freed all data of an aborted request. The argument is the number of
+            seconds since the abort.
     """
 
     def __init__(self, pipeline: Pipeline, *, reader_bytes: int, restart_seconds: float) -> None:
@@ -306,8 +307,8 @@ class Collector:
             deadline: Time on the event loop's clock by which the answer must have been read and closed.
             place: The resources of the request, which are occupied until the workers have forgotten the request. None
                 for a warm-up request, whose memory is not counted.
-            played: Whether each chunk of sound that arrives moves the deadline later by the length of the chunk. The
-                reason is that the client may play the sound while it reads.
+            played: Whether the client may play the sound while it reads. If True, each chunk of sound that arrives
+                moves the deadline later by the length of the chunk.
             beside, warming, chain: The same arguments as in `gateway.pipeline.Pipeline.submit`.
 
         Raises:

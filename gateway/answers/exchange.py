@@ -51,7 +51,8 @@ class Sender(Struct, frozen=True):
         request_id: Id of the request in logs and traces.
         headers: Headers of the HTTP request. The header `traceparent` contains the id of the client's own trace, and
             this request becomes a part of that trace.
-        notes: Values for the request's log line. The keys are their names. The values are added during the request.
+        notes: Values for the request's log line. Each key is the name of a value. Values are added during the
+            request.
     """
 
     client: str
@@ -128,7 +129,7 @@ class Exchanges:
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
         with self._watched(sender) as progress:
             async with self._admission.admit(sender.client, deadline) as place:
-                progress.timeline.until_now("wait for a place")
+                progress.timeline.until_now("wait for admission")
                 yield place, deadline, progress
 
     @contextmanager
@@ -181,10 +182,11 @@ class Exchange:
         return f"{prefix}{uuid.uuid4().hex}{MARK if self.progress.timeline.asked else ''}"
 
     async def load(self, sources: list[MediaSource]) -> list[Media]:
-        """Load the media of the request, undecoded.
+        """Load the media of the request. This method does not decode the media.
 
         Raises:
-            OmniError: The media policy forbids an item, or an item cannot be loaded. Also 408 at the deadline.
+            OmniError: 400 or 413 if the media policy forbids an item or an item cannot be loaded; 408 at the deadline;
+                429 if the server has no room for the bytes of the media.
         """
         if not sources:
             return []

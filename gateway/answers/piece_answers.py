@@ -54,8 +54,8 @@ class PieceAnswers:
             await answer.__aexit__(kind, error, traceback)
 
     async def take(self) -> list[Body]:
-        """Wait for messages. Returns messages that have arrived since the last call, possibly not all of them. Returns
-        an empty list after the last message.
+        """Wait for messages. Returns some or all of the messages that have arrived since the last call. After the last
+        message, returns an empty list.
 
         The first call waits for the first message of a piece, so that an error of the first piece is raised before any
         message is returned. No message is lost if a call is cancelled.
@@ -88,7 +88,7 @@ class PieceAnswers:
             case [RecordingCut(ends=ends)]:
                 self._count = len(ends)
             case _:
-                raise internal("A recording was not divided into pieces.", code="stream_gap")
+                raise internal("The server did not divide the recording into pieces.", code="stream_gap")
 
     async def _send_pieces(self) -> bool:
         """Send pieces to the pipeline, up to the maximum number. Returns False if all pieces have been answered."""

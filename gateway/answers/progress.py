@@ -23,7 +23,8 @@ class RequestProgress:
         outcome: Outcome of the request; ``cancelled`` until another outcome is known.
         streamed: Whether the client gets pieces as they are generated. If False, the time between texts is not
             measured.
-        figures: Values for the log line and the trace. The keys are their names. Values in seconds have six decimals.
+        figures: Values for the log line and the trace. Each key is the name of a value. Values in seconds have six
+            decimals.
     """
 
     def __init__(self, metrics: Metrics, timeline: Timeline) -> None:
@@ -88,9 +89,10 @@ class RequestProgress:
         self.figures |= {"recording_seconds": round(cut.ends[-1], 6), "pieces": len(cut.ends)}
 
     def _saw_end(self, usage: TokenUsage) -> None:
-        """Count the tokens of one choice, or of one piece of a recording. All choices of a request have one prompt,
-        which is counted with the first choice that ends. Each piece of a recording has its own prompt, so each of these
-        prompts is counted.
+        """Count the tokens of one choice, or of one piece of a recording.
+
+        All choices of a request have the same prompt. This prompt is counted once, when the first choice ends. Each
+        piece of a recording has its own prompt, so the prompts of all pieces are counted.
         """
         if self._in_pieces or not self._prompt_tokens:
             self._metrics.count_prompt(usage)

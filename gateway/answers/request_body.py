@@ -36,8 +36,8 @@ async def read_json(request: web.Request, place: Place, limits: Limits, deadline
 async def read_form(
     request: web.Request, place: Place, limits: Limits, deadline: float, room: Callable[[str], Room]
 ) -> list[Part]:
-    """Read the fields of a form. Nothing is written to a disk. The other arguments and the errors are the same as those
-    of `read_json`.
+    """Read the fields of a form. Nothing is written to a disk. All arguments except `room` have the same meaning as in
+    `read_json`. The errors are the errors of `read_json` and `FormReader`.
 
     Args:
         room: The argument `room` of `FormReader`. This function is called with the name of each field as soon as the

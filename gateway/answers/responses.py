@@ -34,8 +34,8 @@ class _Interpretation(Struct, frozen=True):
         request: The request as the client sent it, without its input.
         chat: The request for the pipeline, without its media.
         sources: The sources of the media.
-        places: For each part of the chat request, the path of the same part in the body. Error messages contain these
-            paths.
+        places: Translates a path in the chat request into the path of the same data in the body. Error messages contain
+            the paths in the body.
     """
 
     request: ResponsesRequest
@@ -105,8 +105,8 @@ class EventWriter:
 
     Args:
         builder: Builds the response and its events.
-        places: For each part of the chat request, the path of the same part in the body. Error messages contain these
-            paths.
+        places: Translates a path in the chat request into the path of the same data in the body. Error messages contain
+            the paths in the body.
     """
 
     headers: Mapping[str, str] = sse.HEADERS

@@ -148,7 +148,7 @@ async def _next(answer: AnswerSource, response: web.StreamResponse, writer: Stre
 
 
 async def _soon(answer: AnswerSource, quiet: float) -> list[Body] | None:
-    """The next messages of `answer`. None if no message arrives within the time `quiet`, in seconds."""
+    """The next messages of `answer`. None if no message arrives within `quiet` seconds."""
     try:
         async with asyncio.timeout(quiet):
             return await answer.take()
@@ -158,10 +158,11 @@ async def _soon(answer: AnswerSource, quiet: float) -> list[Body] | None:
 
 @asynccontextmanager
 async def _bounded(exchange: HttpExchange, answer: AnswerSource) -> AsyncIterator[None]:
-    """Limit the time for which the block waits for the client to read.
+    """Close the connection if the client does not read the end of a failed answer.
 
-    `answer` fails when its deadline passes or when too many of its bytes are unread. If the block has not ended
-    `GRACE_SECONDS` later, the connection is closed, because the client does not even read the error.
+    `answer` fails, for example, when its deadline passes or when too many of its bytes are unread. The block then has
+    `GRACE_SECONDS` to send the error. If the block has not ended after this time, the connection is closed, because the
+    client does not even read the error.
     """
     loop = asyncio.get_running_loop()
     progress = exchange.progress

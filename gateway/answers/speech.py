@@ -33,7 +33,7 @@ class SpeechReader:
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Answer one request.
 
-        The steps of a request, and the ways in which it can end, are the same as for a streamed chat completion; see
+        A request goes through the same steps as a streamed chat completion, and can end in the same ways; see
         `answers.chat`. There are two differences. Each chunk of sound that arrives moves the deadline later by the
         length of the chunk. If the response body is the sound itself, an error after the headers have been sent closes
         the connection, because the body cannot express an error.

@@ -41,9 +41,9 @@ class SpokenHistory:
 
     Args:
         limits: Limits on the number, the total size and the lifetime of transcripts.
-        private: Whether only the client that got an answer may use its id. False if the server has no API keys, because
-            the server then cannot identify clients reliably. In this case, any client that knows the id may use it.
-            This is safe, because ids cannot be guessed.
+        private: Whether only the client that got an answer may use the id of this answer. False if the server has no
+            API keys, because a server without API keys cannot identify clients reliably. If False, any client that
+            knows an id may use this id. This is safe, because ids cannot be guessed.
         now: The clock, in seconds since 1970.
     """
 
@@ -58,8 +58,8 @@ class SpokenHistory:
     def keep(self, client: str, audio_id: str, transcript: str) -> int:
         """Keep the transcript of a complete answer to `client`, if there is room for it.
 
-        Returns the time (in seconds since 1970) until which the transcript is kept; the current time if the transcript
-        is not kept.
+        Returns the time (in seconds since 1970) until which the transcript is kept. If the transcript is not kept,
+        returns the current time.
         """
         now = self._now()
         self._forget_expired(now)
@@ -94,14 +94,15 @@ def restore_transcripts(
     request: ChatCompletionRequest, recall: Callable[[str], str | None], *, room: int, most: int
 ) -> int:
     """Insert the missing transcripts into `request`. An earlier answer in `request` may have the id of its speech, but
-    no text. Each of these answers gets its transcript.
+    no text. This function inserts the transcript into each earlier answer of this kind.
 
-    Returns the number of bytes of all these transcripts.
+    Returns the number of bytes of all inserted transcripts.
 
     Args:
         recall: Returns the transcript for an id, or None.
-        room: Maximum number of bytes of all these transcripts.
-        most: The limit on text, for the error message. `room` was computed from this limit.
+        room: Maximum number of bytes of all inserted transcripts.
+        most: The server's limit on the text of a request. The message of an error contains this limit. `room` is the
+            part of this limit that the rest of the request leaves free.
 
     Raises:
         OmniError: 404 ``audio_not_found`` for an unknown id, 413 ``text_too_large``.

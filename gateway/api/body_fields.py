@@ -37,11 +37,11 @@ class BodyFields(Generic[Body]):
         kind: The struct that a body is read into.
         errors: Explains errors about these fields.
         ignored: Fields that are accepted and not read.
-        refused: Fields that are recognised but not supported. Each comes with the values that have no effect, and with
-            the reason why all other values are refused.
+        refused: Fields that are recognised but not supported. For each field, the mapping contains the values that have
+            no effect, and the reason why all other values are refused.
         prepare: Functions that change the value of a field before the value is checked, keyed by the name of the field.
-        verbatim: Names of fields, at any depth, whose values are not changed. In such a value, null does not mean that
-            a field is missing.
+        verbatim: Names of fields, at any depth, whose values are not changed. Within these values, a null is kept. In
+            all other values, a field that is null counts as missing.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class BodyFields(Generic[Body]):
         self._verbatim = verbatim
 
     def read(self, body: JsonBody) -> Body:
-        """The request in the outline of `body` (its JSON with markers in place of the long strings). Ignored fields are
-        skipped without decoding.
+        """Decode the outline of `body` and return the request. The outline is the JSON of the body, with markers in
+        place of the long strings. Ignored fields are skipped without decoding.
 
         Raises:
             OmniError: 400: ``invalid_json`` if `body` is not JSON; ``unknown_parameter``, ``unsupported_parameter``,
@@ -115,7 +115,9 @@ class BodyFields(Generic[Body]):
             sent = Sent(f"{EXTRA}.{name}", value)
             read = name in merged and name not in self._ignored
             if read and not _agree(_plain(merged[name].value), _plain(value), strings):
-                raise invalid(sent.path, f"it differs from '{name}'; send only one of them")
+                raise invalid(
+                    sent.path, f"its value differs from the value of '{name}'; send only one of these two fields"
+                )
             merged.setdefault(name, sent)
         return merged
 

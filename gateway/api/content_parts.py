@@ -22,7 +22,8 @@ class PartMedium(Struct, frozen=True):
         value: Address of the item, or base64 of its file.
         field: Path of the value within the part.
         may_be_base64: Whether the value may be base64. If True, the value is base64, unless it begins like an address.
-        frames: Addresses of the pictures of a clip that is sent as a list of pictures; the value is then empty.
+        frames: Addresses of the pictures, if the item is a clip that is sent as a list of pictures. In this case,
+            `value` is empty. In all other cases, `frames` is empty.
     """
 
     kind: Modality | None

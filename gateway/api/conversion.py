@@ -37,14 +37,14 @@ class MediaSource(Struct, frozen=True):
 
     Attributes:
         kind: Modality that the client declared.
-        value: Address of the item (URL or path); if `form` is ``base64``, the encoded file itself. A long string is
-            base64 or a data URL.
+        value: If `form` is ``address``, the address of the item (URL or path). If `form` is ``base64``, the encoded
+            file itself. A long string is base64 or a data URL.
         param: Request field that contained the item.
         form: Whether `value` is an address or an encoded file.
         frames: The pictures of a clip that is sent as a list of pictures. In this case, `value` is empty. In all other
             cases, `frames` is empty.
         size: Limits on the size of a picture; None keeps the limits of the checkpoint's processor.
-        video: Options for a clip; with None, the options of the request apply.
+        video: Options for a clip. None means that the options of the request apply.
     """
 
     kind: Modality
@@ -71,7 +71,8 @@ def convert(
     Args:
         voices: Voices that the server can speak with; None if the server does not speak.
         limits: Bounds on the length of answers.
-        long_strings: The strings that a marker replaces in `request`, keyed by the marker.
+        long_strings: The long strings of the request, keyed by their markers. In `request`, a marker is in the place of
+            each long string.
 
     Raises:
         OmniError: 400 in these cases: there is a top-level list but no user message; a file is not a picture, a sound

@@ -72,8 +72,8 @@ class FieldErrors:
         return bad_request(message, param=param or None, code=code)
 
     def _known(self, param: str, what: str) -> str:
-        """The end of a message. If `what` reports an unknown value, this end lists the known values. Otherwise, the
-        result is empty.
+        """The end of an error message. If `what` reports an unknown value, the result is a list of the known values for
+        the end of the message. Otherwise, the result is empty.
         """
         if not what.startswith(("Invalid value", "Invalid enum value")):
             return ""
@@ -83,8 +83,8 @@ class FieldErrors:
 
 
 def within(error: msgspec.ValidationError, place: str) -> msgspec.ValidationError:
-    """Converts an error about a single value. The result is an error about the body that has this value in its field
-    `place`.
+    """Adds the path of a value to an error about this value. The value was checked separately, so the path in `error`
+    begins at the value. `place` is the path of the value in the body. In the result, the path begins at the body.
     """
     text = str(error)
     path = _PATH.fullmatch(text)
@@ -118,7 +118,7 @@ def _suggestion(name: str, names: Collection[str]) -> str:
         names: The known fields of the object. For messages and parts, these are the fields of all types together.
     """
     if name in names:
-        return "; only other types of messages or parts have this field"
+        return "; this field is allowed only in other types of messages, parts or objects"
     close = difflib.get_close_matches(name[:64], names, n=1, cutoff=0.7)
     if close:
         return f" (did you mean '{close[0]}'?)"

@@ -18,7 +18,8 @@ _WHITE = re.compile(r"[ \t\r\n]")
 _DATA_URL = re.compile(r"data:([^;,]*)[^,]*,", re.IGNORECASE)
 _KINDS: dict[str, Modality] = {"image": "image", "audio": "audio", "video": "video"}
 
-# Bytes at a position of a file, and the kind of files that have these bytes there.
+# Each entry has three parts: a position in a file, some bytes, and a kind. A file that has these bytes at this position
+# is of this kind.
 _MARKS: tuple[tuple[int, bytes, Modality], ...] = (
     (0, b"\x89PNG", "image"),
     (0, b"\xff\xd8\xff", "image"),
@@ -45,15 +46,15 @@ _MARKS: tuple[tuple[int, bytes, Modality], ...] = (
     *((8, brand, "image") for brand in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")),
     *((8, brand, "audio") for brand in (b"M4A ", b"M4B ")),
 )
-# Containers that may contain a sound or a clip. Each entry ends with the kind that is assumed if the name of the file
-# does not show the kind.
+# Formats of container files that may contain a sound or a clip. An entry has the same parts as in `_MARKS`. The kind is
+# only a default: if the name of the file shows the kind, the name decides.
 _CONTAINERS: tuple[tuple[int, bytes, Modality], ...] = (
     (0, b"OggS", "audio"),
     (0, b"\x1a\x45\xdf\xa3", "video"),
     (0, b"\x30\x26\xb2\x75", "video"),
     (4, b"ftyp", "video"),
 )
-# Endings of file names that show the kind of the content of such a container.
+# Endings of the names of container files, and the kind that each ending shows.
 _NAMES: dict[str, Modality] = {
     **dict.fromkeys(("aac", "m4a", "m4b", "mka", "oga", "ogg", "opus", "weba", "wma"), "audio"),
     **dict.fromkeys(("3gp", "m4v", "mkv", "mov", "mp4", "ogv", "webm", "wmv"), "video"),

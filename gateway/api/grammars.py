@@ -30,7 +30,7 @@ def grammar_of(request: ChatCompletionRequest) -> Grammar | None:
     if len(found) > 1:
         first, second = found[0].param, found[1].param
         raise bad_request(
-            f"Invalid '{second}': '{first}' has a grammar too; send only one of them.",
+            f"Invalid '{second}': '{first}' contains a grammar too; send only one of these two fields.",
             param=second,
             code="invalid_value",
         )

@@ -53,8 +53,11 @@ def _own(request: ChatCompletionRequest) -> SamplingByStage:
 
 
 def _within(most: int | None, asked: dict[str, int | None]) -> int | None:
-    """The first limit in `asked` (keyed by field) that is set, or `most` if no limit is set. Raises OmniError (400) if
-    the limit is above `most`.
+    """The limit that applies. `asked` contains the limits in the request, keyed by field. The result is the first limit
+    in `asked` that is not None. If all of them are None, the result is `most`.
+
+    Raises:
+        OmniError: 400 if the request asks for more than `most`.
     """
     field, limit = next(((field, limit) for field, limit in asked.items() if limit is not None), ("", most))
     if most is not None and limit is not None and limit > most:

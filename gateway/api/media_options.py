@@ -37,7 +37,10 @@ def clip_options(request: ChatCompletionRequest) -> VideoOptions:
     for option, field in SAME_OF_CLIPS.items():
         own, other = getattr(request, field), getattr(common, option)
         if own is not None and other is not None and own != other:
-            raise _contradiction(f"mm_processor_kwargs.{option}", f"it differs from '{field}'; send only one of them")
+            raise _contradiction(
+                f"mm_processor_kwargs.{option}",
+                f"its value differs from the value of '{field}'; send only one of these two fields",
+            )
         given[option] = other if own is None else own
         names[option] = f"mm_processor_kwargs.{option}" if own is None else field
     options = _clip(VideoOptions(), ClipOptions(**given))
@@ -89,7 +92,9 @@ def _given(options: ClipOptions) -> bool:
 
 
 def _check_item(size: VideoOptions | PictureSize, own: PictureOptions, param: str) -> None:
-    """Check the limits for one item. The `param` of the error is a limit that the item's content part sets."""
+    """Check the limits for one item. `own` contains the limits that the item's content part sets. If the limits
+    contradict each other, the error names one of the limits in `own`.
+    """
     if _crossed(size):
         if own.min_pixels is None:
             raise _contradiction(

@@ -51,14 +51,15 @@ CHAT_ERRORS = {
     504: "The answer took too long",
 }
 SPEECH_ERRORS = {status: meaning for status, meaning in CHAT_ERRORS.items() if status != 404}
-# The error statuses of requests that do not ask for an answer of the model and need no key.
+# The error statuses of requests that need no key. These requests do not ask for an answer of the model.
 _OPEN_ERRORS = {403: CHAT_ERRORS[403]}
-# The error statuses of requests that do not ask for an answer of the model and need a key.
+# The error statuses of requests that need a key but do not ask for an answer of the model.
 _PLAIN_ERRORS = {401: CHAT_ERRORS[401], **_OPEN_ERRORS, 500: CHAT_ERRORS[500]}
 
 _TRANSCRIPT_EVENTS = """\
-With `stream`, the response is a stream of server-sent events: `TranscriptDelta` for further text, and at the end one
-`TranscriptDone` and `[DONE]`. If an error occurs after the first event, the last event contains an `ErrorBody`."""
+With `stream`, the response is a stream of server-sent events: `TranscriptDelta` for each new piece of
+text, and one `TranscriptDone` and `[DONE]` at the end. If an error occurs after the first event, the last event
+contains an `ErrorBody`."""
 
 _EVENTS = """\
 With `stream`, the response is a stream of server-sent events. The data of the last event is `[DONE]`. The data of each
@@ -115,7 +116,7 @@ def openapi_document(*, with_keys: bool) -> Json:
 
 
 def _describe_answers(schemas: Json, kinds: Iterable[Any]) -> None:
-    """Mark as required the fields that answers of these kinds always have."""
+    """In the schemas of `kinds`, mark fields as required: the fields that every answer of the kind has."""
     for kind in kinds:
         if isinstance(kind, type) and kind.__name__ in schemas:
             schemas[kind.__name__]["required"] = _always_there(kind)
@@ -133,8 +134,12 @@ def _describe_request(
     refused: Refused,
     required: Json,
 ) -> None:
-    """Add to the schemas of a request the rules that the structs of the request do not express. These rules are: which
-    fields are ignored or refused, that null counts as a missing field, and which fields `extra_body` may have.
+    """Complete the schemas of a request. The structs of the request do not express all rules. This function adds these
+    rules to the schemas:
+
+    - Some fields are ignored, and some fields are refused.
+    - A field that is null counts as missing.
+    - `extra_body` may have the same fields as the request.
 
     Args:
         kind: The struct of the request.
@@ -201,7 +206,9 @@ def _with(name: str, value: Json) -> Json:
 
 
 def _reachable(name: str, schemas: Json) -> list[Json]:
-    """The schema `name`, if it is an object, and the schemas of all objects that it refers to."""
+    """The schemas of the objects that can be reached through references from the schema `name`. The schema `name` is
+    included, if it describes an object.
+    """
     found: dict[str, Json] = {}
     wanted = [name]
     while wanted:
@@ -278,7 +285,7 @@ def _chat() -> Json:
         "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}, "x-event": _schema(CompletionChunk)}
     }
     return {
-        "summary": "Answers a conversation, whole or streamed",
+        "summary": "Answers a conversation; the answer is sent whole or as a stream",
         "operationId": "create_chat_completion",
         "requestBody": {"required": True, "content": _content(ChatCompletionRequest)},
         "responses": {"200": _response("The answer", content), **_errors(CHAT_ERRORS)},
@@ -335,7 +342,7 @@ def _realtime() -> Json:
     statuses = (401, 403, 426, 503)
     errors = {str(status): _response(HTTPStatus(status).phrase, _content(ErrorBody)) for status in statuses}
     return {
-        "summary": "Opens a WebSocket for a spoken conversation, in the events of OpenAI's Realtime API",
+        "summary": "Opens a WebSocket for a spoken conversation; its messages are the events of OpenAI's Realtime API",
         "operationId": "connect_realtime",
         "responses": {"101": {"description": "The WebSocket is open"}, **errors},
     }
@@ -346,7 +353,10 @@ def _client_secret() -> Json:
         "summary": "Creates a short-lived key that opens spoken conversations",
         "operationId": "create_client_secret",
         "requestBody": {"required": True, "content": _content(dict)},
-        "responses": {"200": _response("The key and its settings", _content(dict)), **_errors(SPEECH_ERRORS)},
+        "responses": {
+            "200": _response("The key, and the settings of the sessions that the key opens", _content(dict)),
+            **_errors(SPEECH_ERRORS),
+        },
     }
 
 
@@ -363,7 +373,7 @@ def _responses() -> Json:
         "text/event-stream": {"schema": {"type": "string", "description": _RESPONSE_EVENTS}, "x-event": event}
     }
     return {
-        "summary": "Answers a conversation in the form of OpenAI's Responses API, whole or streamed",
+        "summary": "Answers a conversation as OpenAI's Responses API does; the answer is sent whole or as a stream",
         "operationId": "create_response",
         "requestBody": {"required": True, "content": _content(ResponsesRequest)},
         "responses": {"200": _response("The answer", content), **_errors(CHAT_ERRORS)},
@@ -371,7 +381,7 @@ def _responses() -> Json:
 
 
 def _health() -> Json:
-    described = _get("Whether requests can be answered", HealthReport, _OPEN_ERRORS)
+    described = _get("Shows whether the server can answer requests", HealthReport, _OPEN_ERRORS)
     described["responses"]["503"] = _response(
         "The server cannot answer requests; `problem` is the reason", _content(HealthReport)
     )

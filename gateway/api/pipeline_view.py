@@ -13,10 +13,12 @@ class StageView(Struct):
 
     Attributes:
         name: Name of the stage.
-        worker: Name of the process that runs the stage. If the stage has replicas, the process in the worst state.
-        state: State of that process.
+        worker: Name of the process that runs the stage. If the stage has replicas, this is the name of the process in
+            the worst state.
+        state: State of the process `worker`.
         restarts: Total number of restarts of the processes that run the stage.
-        last_end: How the previous process of `worker` ended. The value stays when the new process is ready.
+        last_end: How the previous process of `worker` ended; null if no process of `worker` has ended. The text is
+            still shown when the new process is ready.
         live: Number of requests that the stage holds.
         queued: Number of requests that the stage holds but has not begun to process.
         batch: Mean number of requests in a batch in the last seconds; null if there was no batch.
@@ -47,8 +49,8 @@ class StageView(Struct):
 
 
 class EdgeView(Struct):
-    """The number of messages per second from one stage to another. One of the two may be the ``gateway`` instead of a
-    stage.
+    """The number of messages and bytes per second from `source` to `target`. Each of them is the name of a stage, or
+    ``gateway``.
     """
 
     source: str

@@ -73,8 +73,8 @@ class Usage(Struct):
 
 
 class Audio(Struct):
-    """A spoken answer; `data` is base64. Until `expires_at` (in seconds since 1970), a later request can refer to the
-    answer by its `id`, without the text.
+    """A spoken answer; `data` is base64. Until `expires_at` (in seconds since 1970), a later request may contain the
+    `id` of the answer instead of its text.
 
     `finish_reason` is ``stop`` if the speech ended by itself, and ``length`` if it reached the limit of its length.
     """
@@ -407,8 +407,8 @@ class AnswerFormat:
     def deltas(self, delta: TextDelta) -> list[CompletionChunk]:
         """The chunks for a part of an answer. The first chunk has the part's log-probabilities and ids.
 
-        New reasoning is one chunk, and new text is another. If only speech was asked for, the text is a part of the
-        transcript. A call is two chunks: one with its name, one with its arguments.
+        Reasoning and text come in separate chunks. If only speech was asked for, the text is a part of the transcript.
+        Each call becomes two chunks: the first chunk has the name of the call, and the second chunk has the arguments.
         """
         pieces: list[Delta] = []
         if delta.reasoning:
@@ -438,7 +438,9 @@ class AnswerFormat:
         return [self._chunk([choice]) for choice in choices]
 
     def audio(self, data: bytes, frame_count: int) -> CompletionChunk:
-        """A chunk with more of the encoded speech. `frame_count` is the number of PCM frames from which it was made."""
+        """A chunk with the next part of the encoded speech, `data`. `frame_count` is the number of PCM frames that
+        were encoded for this part.
+        """
         return self._audio_chunk(self._audio_piece(data=_base64(data)), frame_count)
 
     def last_audio(self, speech: Speech, frame_count: int, transcript: str) -> CompletionChunk:

@@ -99,8 +99,8 @@ def _own(request: ChatCompletionRequest) -> SamplingByStage:
 
 
 def _layered(default: Sampling, *layers: FrameSampling) -> Sampling:
-    """`default` with replaced fields. Each field of `StageSampling` gets the value from the first layer that sets this
-    field.
+    """A copy of `default` in which the layers replace fields. If several layers set a field, the value in the first of
+    these layers applies. A field that no layer sets keeps its default.
 
     A `top_p` of 0 leaves only the most likely token, so it is the same as a temperature of 0.
     """

@@ -94,8 +94,8 @@ class FileContent(_Strict):
     """The same object as OpenAI's ``file``: base64 of a picture, a sound or a clip, or a data URL.
 
     The server determines the kind of the file from the media type in the data URL. If the media type does not show the
-    kind, the server looks at the content of the file. If a file of this format can contain a sound or a clip, the
-    ending of `filename` decides. `format` and `detail` are accepted and have no effect.
+    kind, the server looks at the content of the file. In some formats, a file can contain a sound or a clip. For these
+    formats, the ending of `filename` decides. `format` and `detail` are accepted and have no effect.
     """
 
     file_data: NonEmpty
@@ -234,10 +234,15 @@ class EarlierCall(_Strict):
 class AssistantMessage(_Strict, tag_field="role", tag="assistant"):
     """An earlier answer that the client sends back as part of the conversation.
 
-    The model gets the first of these texts that is present: `content`, the transcript of `audio` (or of the earlier
-    answer with the `id` of `audio`), `refusal`. After the text, the model gets `tool_calls`. The reasoning before the
-    text is in `reasoning_content` or `reasoning`; the chat template decides whether the model gets the reasoning.
-    `function_call` must be empty.
+    The model gets one text: the first text in this list that is present.
+
+    1. `content`. With a transcript, an empty `content` counts as missing.
+    2. The transcript in `audio`.
+    3. `refusal`, if `content` is missing or null.
+    4. The transcript that the server keeps for the `id` in `audio`.
+
+    After the text, the model gets `tool_calls`. The reasoning before the text is in `reasoning_content` or `reasoning`;
+    the chat template decides whether the model gets the reasoning. `function_call` must be empty.
     """
 
     role: ClassVar[str] = "assistant"
@@ -423,8 +428,8 @@ class JsonSchemaFormat(_Strict, tag_field="type", tag="json_schema"):
 
 
 class StructuralTagFormat(_Strict, tag_field="type", tag="structural_tag"):
-    """A text with tags. After each tag, a part begins that has its own grammar. A request contains either `structures`
-    and `triggers`, or `format`.
+    """A text with tags. Each tag begins a part of the text, and each of these parts has its own grammar. A request
+    contains either `structures` and `triggers`, or `format`.
     """
 
     structures: list[dict[str, Any]] | None = None

@@ -40,7 +40,8 @@ class VoiceName(Struct, forbid_unknown_fields=True):
 class SpeechBody(Struct, forbid_unknown_fields=True, kw_only=True):
     """The request body.
 
-    `instructions` becomes the user's turn that precedes the text in the talker's prompt.
+    In the talker's prompt, a turn of the user comes before the text. This turn contains `instructions`. Without
+    `instructions`, the prompt has no turn of the user.
     """
 
     input: NonEmpty
@@ -57,7 +58,9 @@ class SpeechBody(Struct, forbid_unknown_fields=True, kw_only=True):
 IGNORED = frozenset({"stream", "user"})
 """Fields that are accepted and ignored. A response is always streamed, and `user` has no effect on the answer."""
 
-_ONLY_CHECKPOINT = "this server speaks with the voices of its checkpoint; see 'GET /v1/audio/voices'"
+_ONLY_CHECKPOINT = (
+    "this server speaks only with the voices of its checkpoint; 'GET /v1/audio/voices' lists these voices"
+)
 _USE_SAMPLING = "use 'stage_sampling', which sets parameters for each stage"
 
 # Fields of other speech servers that would change the answer; see `unserved_fields.REFUSED`.
@@ -114,8 +117,8 @@ def read_speech_request(body: JsonBody, voices: Voices | None, limits: Limits) -
         limits: Limits on the length of texts and speech.
 
     Raises:
-        OmniError: 400 with the path of the wrong field, or if the server does not speak or the text is too long; 413
-            ``text_too_large``.
+        OmniError: 400 if a field is wrong (with the path of the field), if the server does not speak, or if the text is
+            too long; 413 ``text_too_large`` if the body is too large.
     """
     if len(body.outline) + sum(len(string.content) for string in body.strings.values()) > limits.text_bytes:
         raise text_too_large(limits.text_bytes, None)

@@ -27,7 +27,7 @@ class SpeechUsage(Struct):
 
 
 class SpeechAudioDelta(Struct, tag_field="type", tag="speech.audio.delta"):
-    """The next piece of the sound as base64. All pieces joined are one file."""
+    """The next piece of the sound as base64. All pieces together are one file."""
 
     audio: str
 

@@ -87,9 +87,9 @@ _FIELDS = BodyFields(
 
 
 def parse(body: JsonBody, limits: Limits) -> ChatCompletionRequest:
-    """The request in `body`. After the call, `body` keeps only the long strings that are base64 or data URLs of media,
-    and the long strings in ignored fields. In place of each of these strings, the request contains a marker. All other
-    long strings are put back into the outline of `body`.
+    """The request in `body`. After the call, `body.strings` keeps only the long strings that are base64 or data URLs of
+    media, and the long strings in ignored fields. In place of each of these strings, the request contains a marker. All
+    other long strings are put back into `body.outline`, which is the JSON of the body with the markers.
 
     Args:
         limits: Limits on the text of a request.
@@ -157,7 +157,7 @@ def _check_output(request: ChatCompletionRequest) -> None:
         raise invalid("modalities", "an entry is repeated")
     if (request.n or 1) > 1 and "audio" in modalities:
         raise bad_request(
-            "'n' must be 1 for a spoken answer: only texts can have several choices.",
+            "'n' must be 1 for a spoken answer: only text answers can have several choices.",
             param="n",
             code="unsupported_value",
         )
@@ -168,7 +168,8 @@ def _check_output(request: ChatCompletionRequest) -> None:
     audio = request.audio
     if request.stream and audio is not None and audio.chunks == "files" and audio.format not in (None, "wav"):
         raise bad_request(
-            f"'audio.chunks' can be 'files' only for the format 'wav': the chunks of '{audio.format}' form one file.",
+            "'audio.chunks' can be 'files' only for the format 'wav': in the format "
+            f"'{audio.format}', all chunks together form one file.",
             param="audio.chunks",
             code="unsupported_value",
         )
@@ -176,14 +177,20 @@ def _check_output(request: ChatCompletionRequest) -> None:
 
 def _check_tokens(request: ChatCompletionRequest) -> None:
     if len({request.thinking_budget, request.thinking_token_budget} - {None}) > 1:
-        raise invalid("thinking_budget", "it differs from 'thinking_token_budget'; send only one of them")
+        raise invalid(
+            "thinking_budget",
+            "its value differs from the value of 'thinking_token_budget'; send only one of these two fields",
+        )
     limits = {request.max_tokens, request.max_completion_tokens} - {None}
     if len(limits) > 1:
-        raise invalid("max_completion_tokens", "it differs from 'max_tokens'; send only one of them")
+        raise invalid(
+            "max_completion_tokens",
+            "its value differs from the value of 'max_tokens'; send only one of these two fields",
+        )
     thinker = request.stage_sampling and request.stage_sampling.thinker
     limit = (thinker and thinker.max_tokens) or request.max_completion_tokens or request.max_tokens
     if request.min_tokens is not None and limit is not None and request.min_tokens > limit:
-        raise invalid("min_tokens", "it is larger than the maximum number of tokens that the request sets")
+        raise invalid("min_tokens", f"it is larger than the maximum number of tokens that the request sets ({limit})")
     for key in request.logit_bias or ():
         if not _TOKEN_ID.fullmatch(key) or int(key) >= 2**31:
             raise invalid("logit_bias", "its keys must be token ids written as strings")

@@ -49,7 +49,9 @@ class Voices(Struct, frozen=True):
                 continue
             voice = self._known(name, field)
             if chosen is not None and chosen[1] != voice:
-                raise _invalid(field, f"the voice differs from '{chosen[0]}'; send only one of these two fields")
+                raise _invalid(
+                    field, f"this voice differs from the voice in '{chosen[0]}'; send only one of these two fields"
+                )
             chosen = chosen or (field, voice)
         return self.default if chosen is None else chosen[1]
 

@@ -1,8 +1,8 @@
 """Finds by bisection how many spoken streams a server can generate at once, so that all streams play without a gap.
 
 A *level* is a number of streams. A level *plays* if enough answers play without a gap; otherwise it *fails*. The search
-assumes that all levels below a level that plays would play too. A level near the capacity may fail by chance, and the
-search would then find less than the true capacity. So if only a few answers at a level had gaps, the level is measured
+assumes: if a level plays, then all smaller levels play too. A level near the capacity may fail by chance. In this case,
+the search would find less than the true capacity. So if only a few answers at a level had gaps, the level is measured
 once more.
 """
 
@@ -57,8 +57,8 @@ class Capacity(Struct, frozen=True):
         audio_seconds_per_second: Seconds of sound per second at the capacity; None if the capacity is 0.
         loudest: The level at which the most sound per second arrived.
         loudest_audio_seconds_per_second: Seconds of sound per second at that level.
-        saturated: Whether doubling the number of streams hardly increased the sound per second. If True, still larger
-            levels would not increase the sound per second either.
+        saturated: Whether the last increase of the number of streams hardly increased the sound per second. If True,
+            even more streams would not increase the sound per second.
         ratio: If the server was saturated, `streams` divided by `loudest_audio_seconds_per_second`. The ratio is at
             most about 1, because each stream needs one second of sound per second.
         trials: The measurements of all levels. The order is by the number of streams.
@@ -126,8 +126,9 @@ async def find_capacity(measure: Measure, *, share: float, most: int) -> Capacit
 
 
 async def _judge(measure: Measure, streams: int, share: float) -> Trial:
-    """Measure a level. If the level fails, but a second measurement without any gap would make the level play, measure
-    the level once more. In this case, the result joins both measurements.
+    """Measure a level. If the level fails, find out whether a second measurement can change this result: assume that no
+    answer of the second measurement has a gap. If the level would play with both measurements together, measure the
+    level once more. The result then joins both measurements.
     """
     trial = await measure(streams)
     hopeful = Trial(streams, 2 * trial.answers, trial.gapless + trial.answers, 0.0)

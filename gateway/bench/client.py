@@ -67,8 +67,8 @@ class Client:
         """Send `body`, a JSON request, and read the answer. Failures are recorded in the result.
 
         Args:
-            body: The request, with ``stream`` set if `streamed`.
-            streamed: Whether the answer is a stream of events, or one JSON object.
+            body: The request. Its field ``stream`` must have the same value as `streamed`.
+            streamed: Whether the answer is a stream of events. If False, the answer is one JSON object.
         """
         began = time.perf_counter()
         timeline = RequestTimes(began=began)
@@ -83,7 +83,9 @@ class Client:
         except AnswerError as error:
             timeline.failure = Failure(error.code, str(error), status=200)
         except TimeoutError:
-            timeline.failure = Failure("timeout", f"not answered within {self._timeout:g} s (--timeout)")
+            timeline.failure = Failure(
+                "timeout", f"the request was not answered within {self._timeout:g} s (--timeout)"
+            )
         except aiohttp.ClientPayloadError as error:
             timeline.failure = Failure("stream_cut", str(error), status=200)
         except aiohttp.ClientError as error:

@@ -23,8 +23,9 @@ _SERVER, _ASKED, _LOAD, _RESULT, _BASE = "Server", "Requests", "Load", "Results"
 _CAPACITY = "Gapless capacity"
 _TALK = "Conversations"
 _FRAMES = 60
-# The default of --gapless-share allows 1 % of answers with gaps. One such answer in a measurement of 50 answers is 2 %,
-# which is too many. One such answer in two measurements is 1 %, which is allowed.
+# The default of --gapless-share allows gaps in 1 % of the answers. A measurement has 50 answers. If one answer of a
+# measurement has gaps, that is 2 %, which is too many. If one of the 100 answers in two measurements has gaps, that is
+# 1 %, which is allowed.
 _REQUESTS, _CAPACITY_REQUESTS = 32, 50
 _SHARE, _MOST = 0.99, 256
 _SILENCE_MS, _INTERRUPTED = 500, 0.25
@@ -57,20 +58,20 @@ def bench(
         float, typer.Option(help="Longest time for one request, in seconds.", min=0.1, rich_help_panel=_SERVER)
     ] = 600.0,
     input_: Annotated[
-        Input, typer.Option("--input", help="Media in each request besides the text; mixed: one item of each kind.",
-                            rich_help_panel=_ASKED),
+        Input, typer.Option("--input", help="Media in each request besides the text. 'mixed' means one item of each "
+                            "kind.", rich_help_panel=_ASKED),
     ] = Input.TEXT,
     output: Annotated[
         Output | None,
-        typer.Option(help="Kind of the answers; whole-speech is not streamed. mixed: half of the answers are speech, a "
-                     "quarter text and a quarter whole-speech.", rich_help_panel=_ASKED,
+        typer.Option(help="Kind of the answers. Only 'whole-speech' is not streamed. 'mixed' means that half of the "
+                     "answers are speech, a quarter are text, and a quarter are whole-speech.", rich_help_panel=_ASKED,
                      show_default="text; with --capacity, speech"),
     ] = None,
     prompt_words: Annotated[
         int, typer.Option(help="Number of words in each prompt.", min=1, rich_help_panel=_ASKED)
     ] = 64,
     tokens: Annotated[
-        int, typer.Option(help="Exact number of text tokens in each answer (sets ignore_eos).", min=1,
+        int, typer.Option(help="Exact number of text tokens in each answer (each request sets 'ignore_eos').", min=1,
                           rich_help_panel=_ASKED),
     ] = 64,
     audio_frames: Annotated[
@@ -95,8 +96,8 @@ def bench(
                            rich_help_panel=_ASKED, show_default="tests/data, if run in a checkout"),
     ] = COMMITTED,
     media_as: Annotated[
-        MediaAs, typer.Option(help="Send media as content parts, or in the top-level lists images, audios and videos.",
-                              rich_help_panel=_ASKED)
+        MediaAs, typer.Option(help="Send media as content parts, or in the top-level lists 'images', 'audios' and "
+                              "'videos'.", rich_help_panel=_ASKED)
     ] = MediaAs.PARTS,
     same_media: Annotated[
         bool, typer.Option("--same-media", help="Send the same media each time, to measure the server's caches.",
@@ -155,8 +156,8 @@ def bench(
     ] = None,
     talk_speed: Annotated[
         float | None,
-        typer.Option(help="Seconds of sound that a simulated user speaks per second.", min=0.1, max=100.0,
-                     rich_help_panel=_TALK, show_default="1, which is real time"),
+        typer.Option(help="Speed at which the simulated users speak and listen, as a multiple of real time.", min=0.1,
+                     max=100.0, rich_help_panel=_TALK, show_default="1"),
     ] = None,
     json_file: Annotated[
         Path | None,

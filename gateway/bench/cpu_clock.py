@@ -1,4 +1,4 @@
-"""Measures how busy the bench itself is, because a busy client notices answers later than they arrive."""
+"""Measures how busy the bench itself is. A busy client notices the arrival of an answer too late."""
 
 from __future__ import annotations
 

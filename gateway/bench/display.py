@@ -103,18 +103,22 @@ def _show_capacity(capacity: Capacity, levels: list[LevelReport], console: Conso
 
 def _capacity_lines(capacity: Capacity) -> list[str]:
     share = f"{100 * capacity.gapless_share:g} %"
-    end = "--max-streams ended the search" if capacity.fails_at is None else f"{capacity.fails_at} streams are too many"
+    end = (
+        "the search ended at --max-streams"
+        if capacity.fails_at is None
+        else f"{capacity.fails_at} streams are too many"
+    )
     at_least = "at least " if capacity.fails_at is None else ""
     lines = [
         f"[bold]gapless capacity: {at_least}{Load(capacity.streams)}[/] "
         f"(at least {share} of the answers play without a gap; {end})"
     ]
-    sound = f"{capacity.loudest_audio_seconds_per_second:.2f} at most, with {Load(capacity.loudest)}"
+    sound = f"{capacity.loudest_audio_seconds_per_second:.2f} s at most, with {Load(capacity.loudest)}"
     if capacity.audio_seconds_per_second is not None:
-        sound = f"{capacity.audio_seconds_per_second:.2f} at the capacity; {sound}"
-    lines.append(f"seconds of audio per second: {sound}")
+        sound = f"{capacity.audio_seconds_per_second:.2f} s at the capacity; {sound}"
+    lines.append(f"audio received per second: {sound}")
     if capacity.ratio is not None:
-        lines.append(f"[bold]capacity divided by the maximum seconds of audio per second: {capacity.ratio:.2f}[/]")
+        lines.append(f"[bold]capacity divided by the largest amount of audio per second: {capacity.ratio:.2f}[/]")
     elif not capacity.saturated:
         lines.append("[yellow]with more streams, the server may make more audio: raise --max-streams to find out[/]")
     return lines
@@ -155,7 +159,7 @@ def _troubles(level: LevelReport) -> list[str]:
             f"[yellow]the bench itself used {level.client_cpu:.0%} of a CPU core and may have delayed answers[/]"
         )
     if level.wrong_length:
-        notes.append(f"[yellow]{level.wrong_length} answers differ from the requested length[/]")
+        notes.append(f"[yellow]{level.wrong_length} answers do not have the requested length[/]")
     for code, error in level.errors.items():
         why = f" ({escape(error.explanation)})" if error.explanation else ""
         notes.append(f"[red]{error.count} × {escape(code)}[/]: {escape(error.message)}{why}")
@@ -180,6 +184,6 @@ def _against_reference(level: LevelReport) -> list[str]:
     ]
     if against.reference_wrong_length:
         notes.append(
-            f"[yellow]{against.reference_wrong_length} answers of Hugging Face differ from the requested length[/]"
+            f"[yellow]{against.reference_wrong_length} answers of Hugging Face do not have the requested length[/]"
         )
     return notes

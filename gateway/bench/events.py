@@ -92,8 +92,8 @@ class ReceivedUsage(Struct):
 
     @property
     def text_tokens(self) -> int:
-        """The completion tokens without the speech tokens. OpenAI includes the speech tokens in the total, and lists
-        their number in the details.
+        """The completion tokens without the speech tokens. In OpenAI's API, `completion_tokens` includes the speech
+        tokens, and `completion_tokens_details` contains the number of speech tokens.
         """
         details = self.completion_tokens_details
         return self.completion_tokens - ((details and details.audio_tokens) or 0)
@@ -147,8 +147,8 @@ def read_event(data: str) -> Event:
 
 
 def failure_of(body: Any, status: int) -> Failure:
-    """The error in a response body: an error with the structure of OpenAI's errors, or FastAPI's ``detail``. If the
-    body has neither, the message of the result is the body itself.
+    """The error in a response body. The body may contain an error with the structure of OpenAI's errors, or the field
+    ``detail`` of FastAPI. In all other cases, the message of the result is the text of the body.
     """
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):

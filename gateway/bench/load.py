@@ -50,13 +50,13 @@ async def steady_loop(items: Iterator[Item], starts: Sequence[float], count: int
     """Keep one item in flight for each stream, until enough items are measured. `count` is the number of items to
     measure.
 
-    A stream begins at each of the times `starts`, in seconds after the call. The items that are sent before the last
-    stream has begun are not measured. The items after that are measured, up to the number `count`. Streams continue to
-    send items until all measured items are answered, so the load is the same for all measured items. The function
-    returns when all items are answered.
+    The items that are sent before the last stream has begun are not measured. The next `count` items are measured.
+    Streams continue to send items until all measured items are answered, so the load is the same for all measured
+    items. The function returns when all items are answered.
 
     Args:
         items: An endless iterator.
+        starts: For each stream, the time at which the stream begins, in seconds after the call.
     """
     window: SteadyWindow[Item] = SteadyWindow([])
     begun = answered = 0

@@ -45,7 +45,9 @@ def draw(report: BenchReport) -> str:
 
 
 def _rows(report: BenchReport) -> list[tuple[str, LevelReport]]:
-    """A label for each load and, with mixed output, each kind of answer."""
+    """The bars of each panel, as pairs of a label and a report. There is one bar for each load. If the output is mixed,
+    there is one bar for each kind of answer at each load.
+    """
     rows: list[tuple[str, LevelReport]] = []
     for level in report.levels:
         if level.kinds is None:

@@ -25,8 +25,8 @@ def make_prompts(scenario: Scenario, count: int, *, seed: int | str, directory: 
 
 
 def endless_prompts(scenario: Scenario, *, seed: int | str, directory: Path) -> Iterator[BenchPrompt]:
-    """Makes prompts from a seed. The words are random. Without `same_media`, every media item is a new variant. So a
-    server can reuse only little from its prefix cache.
+    """Makes prompts from a seed. The words are random. If `same_media` is not set, every media item is a new variant.
+    In this case, a server can reuse almost nothing from its prefix cache.
 
     Raises:
         StartupError: if `directory` does not contain the kinds of media that the scenario needs.

@@ -65,9 +65,10 @@ class Comparison(Struct):
         reference_seconds: Time that the reference needs for one request.
         total_ratio: Median over rounds of a ratio of two times. The first is the time until the reference has answered
             all requests of the round. The second is the time until the server has answered all requests of the round.
-        first_text_ratio, first_audio_ratio: Median wait for the first text or sound of an answer from the reference,
-            divided by the same wait for the server. The reference returns an answer only when it is complete, and
-            answers the requests of a round in order.
+        first_text_ratio, first_audio_ratio: Median over rounds of a ratio of two times. The first is the median wait
+            for an answer of the reference. The reference answers the requests of a round one after the other, and
+            returns only complete answers. The second is the median wait for the first text, or the first sound, of an
+            answer of the server.
         reference_wrong_length: Number of the reference's answers that differ from the requested length.
     """
 
@@ -138,7 +139,9 @@ class BenchReport(Struct, kw_only=True):
 
 
 class Throughput(Struct, frozen=True):
-    """Three rates: complete answers, their text tokens, and seconds of sound, each per second."""
+    """Three rates: the number of complete answers per second, the number of text tokens of these answers per second,
+    and the seconds of sound per second.
+    """
 
     requests: float
     tokens: float

@@ -152,8 +152,8 @@ def _data_url(medium: Medium) -> str:
     return f"data:{medium.type};base64,{base64.b64encode(medium.data).decode()}"
 
 
-# For each request field that a server may refuse: which flag makes the bench send the field. Some entries also explain
-# how to avoid the field.
+# Request fields that a server may refuse. Each entry explains which flag makes the bench send the field. Some entries
+# also explain how to avoid the field.
 _FLAGS = {
     "ignore_eos": "is sent because lengths are fixed; with --natural the field is left out",
     "talker_max_new_tokens": "is sent because of --audio-frames; without this flag and with --natural, it is not sent",
@@ -171,8 +171,9 @@ _FLAGS = {
 
 
 def explanation(param: str | None, message: str) -> str | None:
-    """Explains why the bench sent the field that a server has refused: because of a flag, or because a flag is missing.
-    The name of the field is in `param` or, if that is missing, in quotes in `message`.
+    """Explains why the bench sent the field that a server has refused. The reason is a flag, or a flag that is missing.
+    The name of the field is taken from `param`. If `param` is missing, the name is taken from `message`, where it is in
+    quotes. Returns None if the field is not known.
     """
     named = re.findall(r"\w+", param or "") or re.findall(r"""['"`](\w+)['"`]""", message)
     return next((f"`{field}` {_FLAGS[field]}" for field in named if field in _FLAGS), None)

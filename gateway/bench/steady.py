@@ -57,8 +57,8 @@ class SteadyLevels:
         self._measured: dict[int, list[_Measurement]] = {}
 
     async def measure(self, streams: int) -> Trial:
-        """Measure a level. `streams` is the number of requests in flight. If a level is measured again, it gets other
-        requests.
+        """Measure a level. `streams` is the number of requests in flight. If a level is measured again, the second
+        measurement uses new requests.
         """
         measurement = await self._run(streams)
         self._measured.setdefault(streams, []).append(measurement)
@@ -117,7 +117,9 @@ class SteadyLevels:
         return itertools.chain(list(itertools.islice(bodies, ready)), bodies)
 
     def _answer_seconds(self, streams: int) -> float:
-        """The duration of an answer at the largest measured level up to `streams`; 0 if no such level was measured."""
+        """The median duration of a complete answer at the largest measured level that is not above `streams`. The
+        result is 0 if no level up to `streams` was measured, or if no answer at this level was complete.
+        """
         below = max((level for level in self._measured if level <= streams), default=None)
         if below is None:
             return 0.0

@@ -32,7 +32,9 @@ def variant(medium: Medium, rng: random.Random) -> Medium:
 
 
 def _patched(pixels: numpy.ndarray, patch: numpy.ndarray) -> numpy.ndarray:
-    """`pixels`, uint8 [height, width, 3], with `patch` in the corner, cropped to the picture."""
+    """A copy of `pixels` (uint8 [height, width, 3]) with `patch` in the corner. If the patch is larger than the
+    picture, the patch is cropped.
+    """
     pixels = pixels.copy()
     corner = pixels[: len(patch), : len(patch)]
     corner[:] = patch[: corner.shape[0], : corner.shape[1]]

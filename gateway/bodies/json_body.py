@@ -22,7 +22,7 @@ _SLICE = 1 << 20
 # The maximum length of an escape in a JSON string, such as `\u00e9`.
 _LONGEST_ESCAPE = 6
 _POSITION = re.compile(r"\(byte (\d+)\)")
-# Escaped backslashes, whole surrogate pairs, and halves of surrogate pairs without the other half (group 1).
+# Escaped backslashes, complete surrogate pairs, and single surrogates that are not part of a pair (group 1).
 _HALVES = re.compile(
     rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
@@ -42,7 +42,8 @@ class LongString(Struct):
     escaped: bool
 
     def characters(self, begin: int, most: int = _SLICE) -> tuple[bytes | bytearray, int]:
-        """Characters of a string that is base64 or a data URL, and the position in `content` after them.
+        """Unescape a piece of a string that is base64 or a data URL. Returns the characters of the piece, and the
+        position in `content` at which the next piece begins.
 
         Most clients send base64 without escapes. Some clients write ``\\/`` or ``\\u002b``, and line breaks are
         ``\\n``.
@@ -86,7 +87,7 @@ class JsonBody:
 
     @property
     def large(self) -> bool:
-        """Whether decoding and checking the body takes so long that it should happen in a thread."""
+        """Whether the body should be decoded and checked in a thread, because this work takes long."""
         return bool(self.strings) or len(self.outline) > _LARGE
 
     def flaw(self, error: Exception, longest: int) -> str:
@@ -130,8 +131,8 @@ class JsonBody:
         self.strings = kept
 
     def in_words_of_sender(self, message: str, longest: int) -> str:
-        """Turns the decoder's message about the outline into a message about the body. Positions then refer to the
-        body, and the text of long strings replaces the markers.
+        """Turns the decoder's message about the outline into a message about the body. In the result, every position is
+        a position in the body, and the beginning of the long string replaces each marker.
 
         Args:
             longest: Number of bytes of a long string that the message may quote.

@@ -74,8 +74,8 @@ class FormReader:
 
     Args:
         content_type: The `Content-Type` header of the request.
-        room: Returns the `Room` for the value of the field with this name. Raises OmniError to refuse the field. Called
-            as soon as the head of a part has arrived.
+        room: Called with the name of a field, as soon as the head of the field's part has arrived. Returns the `Room`
+            for the value of the field, or raises OmniError to refuse the field.
 
     Raises:
         OmniError: 400 ``invalid_multipart`` if `content_type` has no usable boundary.
@@ -103,7 +103,7 @@ class FormReader:
 
         Raises:
             OmniError: 400 ``invalid_multipart`` if the form is malformed or has too many parts; 413 if a value is
-                larger than its `Room` allows; the error of `room`.
+                larger than its `Room` allows; any error that `room` raises.
         """
         self.size += len(data)
         self._rest += data
@@ -165,7 +165,7 @@ class FormReader:
     def _read_head(self) -> bool:
         end = self._rest.find(b"\r\n\r\n", 0, MOST_HEAD_BYTES + 4)
         if end < 0 and len(self._rest) >= MOST_HEAD_BYTES + 4:
-            raise _invalid(f"The head of part {len(self._parts) + 1} is longer than {MOST_HEAD_BYTES} bytes.")
+            raise _invalid(f"The headers of part {len(self._parts) + 1} are longer than {MOST_HEAD_BYTES} bytes.")
         if end < 0:
             return False
         name = _name_in(bytes(self._rest[:end]), len(self._parts) + 1)
@@ -206,7 +206,7 @@ def _name_in(head: bytes, number: int) -> str:
     """The name of the form field in the headers of a part.
 
     Args:
-        head: The lines of the head, each after a line break.
+        head: The lines of the head. There is a line break before each line.
         number: Number of the part, counted from 1, for errors.
 
     Raises:
@@ -217,7 +217,7 @@ def _name_in(head: bytes, number: int) -> str:
     for line in re.sub(r"\r\n[ \t]+", " ", text).split("\r\n")[1:]:
         header, colon, value = line.partition(":")
         if not colon:
-            raise _invalid(f"The head of part {number} has a line without a colon.")
+            raise _invalid(f"The headers of part {number} contain a line without a colon.")
         match header.strip().lower():
             case "content-disposition":
                 disposition = value.strip()

@@ -46,8 +46,7 @@ class Connection(web.RequestHandler):
     Args:
         manager: The server that the connection belongs to.
         most: Maximum number of connections at a time.
-        unread_seconds: The connection is closed if bytes have waited this number of seconds for the client to read
-            them.
+        unread_seconds: The connection is closed if the client leaves bytes unread for this number of seconds.
         options: Passed on to `web.RequestHandler`.
     """
 
@@ -115,7 +114,9 @@ class Connection(web.RequestHandler):
 
     @property
     def _is_unused(self) -> bool:
-        """Whether the connection has no request in progress, or its client does not read the response."""
+        """Whether the connection is unused. A connection is unused if it has no request in progress. It also counts as
+        unused if the client does not read the response.
+        """
         return not self._request_in_progress or self.writing_paused
 
     def pause_writing(self) -> None:

@@ -138,7 +138,8 @@ def json_response(body: object, *, status: int = 200, headers: dict[str, str] | 
 def token_of(request: web.Request) -> str:
     """The token in a request, which identifies the client; empty if the request has no token.
 
-    A web page in a browser cannot set headers of a WebSocket, so its token may be in one of the subprotocols.
+    A web page in a browser cannot set headers of a WebSocket. So the request for a WebSocket may contain the token in
+    one of the subprotocols.
     """
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme:
@@ -149,7 +150,8 @@ def token_of(request: web.Request) -> str:
 
 
 def require_key(keys: Sequence[str], lent: Callable[[web.Request, str], str | None] | None = None) -> Middleware:
-    """A middleware that lets requests below ``/v1/`` pass only with one of `keys` as bearer token.
+    """A middleware that checks the token of each request below ``/v1/``. The token must be one of `keys`, or a
+    temporary token that `lent` accepts. All other requests below ``/v1/`` are refused.
 
     Every comparison with a key takes constant time, so that the response time does not reveal a key.
 

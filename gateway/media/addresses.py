@@ -227,7 +227,7 @@ def _literal(host: str, param: str) -> IPAddress | None:
     if not _HOST_NAME.fullmatch(host):
         raise _invalid("its host is not a valid host name", param)
     if _NUMERIC_LABEL.fullmatch(host.removesuffix(".").rpartition(".")[2]):
-        raise _invalid("its host ends in a number, so it must be an IP address in the usual notation", param)
+        raise _invalid("its host ends in a number, so the host must be an IP address in the usual notation", param)
     return None
 
 

@@ -12,7 +12,7 @@ _MOST_PADDING = 2
 
 
 def encoded_size(characters: int) -> int:
-    """Number of bytes that this number of base64 characters encodes."""
+    """The number of bytes that a base64 text encodes. `characters` is the number of characters of the text."""
     return max(characters, 0) * _BYTES_OF_GROUP // _GROUP
 
 

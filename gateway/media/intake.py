@@ -14,7 +14,8 @@ class Budget:
 
     Args:
         total: Largest number of bytes.
-        hold: Adds a number of bytes to the total that all requests hold together, or raises an error to refuse them.
+        hold: Called with a number of bytes. Adds this number to the total of all requests, or raises an error to refuse
+            the bytes.
     """
 
     def __init__(self, total: int, hold: Callable[[int], None]) -> None:

@@ -150,7 +150,7 @@ class MediaLoader:
         await self._decode(string, start, source.param, intake, client)
 
     async def _decode(self, text: str | LongString, start: int, param: str, intake: Intake, client: str) -> None:
-        """Add the bytes that `text` encodes in base64, from `start` on, to the intake. Accepts all forms that
+        """Decode the base64 in ``text[start:]``, and add the decoded bytes to the intake. Accepts all forms that
         `Base64Decoder` accepts.
 
         Raises:

@@ -31,7 +31,9 @@ class OpenFile:
         os.close(self._handle)
 
     def read(self) -> bytes:
-        """The next piece; empty at the end. Blocks. Raises OmniError (400 ``media_not_found``) if reading fails."""
+        """The next piece of the file; empty at the end. This call may block, so call this method in a thread. Raises
+        OmniError (400 ``media_not_found``) if reading fails.
+        """
         try:
             return os.read(self._handle, _PIECE)
         except OSError as error:

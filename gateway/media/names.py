@@ -18,7 +18,7 @@ MOST_LOOK_UPS = 64
 
 
 def look_up(host: str, port: int) -> list[IPAddress]:
-    """All addresses of `host`. Blocks. Raises OSError."""
+    """All addresses of `host`. This call blocks until the name server answers. Raises OSError if the look-up fails."""
     answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers))
 

@@ -11,7 +11,8 @@ from gateway.api.conversion import MediaSource
 from gateway.bodies.json_body import LongString
 from omni_pipeline.errors import bad_request
 
-# The beginning of such a URL, and of a JPEG in base64. In a JSON string, a slash may be escaped.
+# `_HEAD` matches the beginning of a data URL with a clip of pictures. `_JPEG` matches the beginning of a JPEG in
+# base64. In a JSON string, a slash may be escaped. Both patterns also match an escaped slash.
 _HEAD = re.compile(rb"data:video(?:\\?/|\\u002f)jpeg(?:;[^,]{0,1000})?;base64,", re.IGNORECASE)
 _JPEG = re.compile(rb"(?:\\?/|\\u002[fF])9j")
 

@@ -106,7 +106,7 @@ class Downloader:
             if redirect is None:
                 return
             url = redirect
-        raise _failed(f"more than {self._policy.max_redirects} redirects", param)
+        raise _failed(f"there were more than {self._policy.max_redirects} redirects", param)
 
     async def _ask(self, asked: Target, intake: Intake, param: str, client: str) -> str | None:
         """Download the content of one URL. If the server answers with a redirect, return the URL of the redirect."""

@@ -182,7 +182,9 @@ class Dialogue:
     # --- items ---
 
     def _add_sound(self, item_id: str, sound: bytes) -> None:
-        """Make an item of committed sound."""
+        """Add committed sound to the conversation as a new item. If the session asks for transcripts, transcribe the
+        sound.
+        """
         content = sound_of(sound, "audio")
         item = Message(item_id, "user", [content])
         before = self._items.add(item)
@@ -197,8 +199,8 @@ class Dialogue:
         self._announce(item, self._items.add(item, create.previous_item_id))
 
     async def _read_item(self, heard: Heard, item: sent_items.Item, path: str) -> Item:
-        """The item that a client describes. The bytes of the item are counted while it is read, and released at the
-        end.
+        """The item that a client describes. While the item is read, its bytes are counted. When this method returns,
+        the bytes are released.
         """
         taken = 0
 

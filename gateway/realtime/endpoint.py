@@ -130,8 +130,8 @@ class Realtime:
                     status=503,
                     message="The server cannot open another realtime session for you now: "
                     f"{self._open.held} sessions are open ({self._open.held_by(request[CLIENT])} of them are yours), "
-                    f"and {self._open.free} more can be opened for clients that have fewer sessions; "
-                    "try again in a moment.",
+                    f"and {self._open.free} more can be opened, but only for clients that have fewer sessions than "
+                    "you; try again in a moment.",
                     type="service_unavailable_error",
                     code="too_many_sessions",
                     retry_after=5,

@@ -27,12 +27,12 @@ LEAST_COMMIT_MS = 100
 # The audio tower computes a sound in windows. In the released models, this number of samples is one window or a
 # multiple of a window.
 _WINDOW_SAMPLES = 8 * HEARD_RATE
-# The features of a window also depend on the next `_AFTER_WINDOW` samples after the window: half an analysis window (of
-# 25 ms) minus one hop (of 10 ms).
+# The features of a window also depend on the next `_AFTER_WINDOW` samples after the window. An analysis window is 25 ms
+# long, and a hop is 10 ms long. Half of an analysis window is 2.5 ms longer than a hop, and 2.5 ms are 40 samples.
 _AFTER_WINDOW = 40
 
-# Length of the latest sound that is kept while nobody speaks. This length is enough for the longest prefix padding and
-# for the sound in which the detection notices that speech has begun.
+# Length of the latest sound that is kept while nobody speaks. This length is enough for the longest prefix padding,
+# followed by the speech that the detection needs until it reports that speech has begun.
 _KEPT_MS = 6_000
 # Largest number of bytes in the buffer for one byte of the client's sound. G.711 has 8 bits at 8 kHz; the buffer has
 # 16 bits at 16 kHz.
@@ -151,8 +151,8 @@ class Hearing:
         self._forget_turn()
 
     def expect_speech(self, after_ms: int) -> None:
-        """Begin to measure the idle time when the answer has been played. `after_ms` is the time until then, in
-        milliseconds.
+        """Begin to measure the idle time when the answer has been played. `after_ms` is the number of milliseconds from
+        now until the answer has been played.
         """
         if self._detector is not None:
             self._detector.expect_speech(after_ms)

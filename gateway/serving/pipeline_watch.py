@@ -27,10 +27,10 @@ EVERY_SECONDS = 0.5
 _WINDOW_SECONDS = 3.0
 # Largest number of streams at the same time.
 MOST_STREAMS = 16
-# If a client has not read an event for this time, the server closes its connection. Then another client can have a
+# If a client has not read an event for this time, the server closes its connection, so that another client can have a
 # stream.
 _PATIENCE_SECONDS = 10.0
-# A request for a timeline waits at most this time until the timeline is complete.
+# Maximum time for which a request for a timeline waits. The request waits until the timeline is complete.
 _NOTES_SECONDS = 5.0
 
 _GATEWAY = "gateway"

@@ -114,7 +114,9 @@ async def _drain(gateway: Gateway, seconds: float) -> None:
 
 
 async def _end_requests(gateway: Gateway) -> None:
-    """End the requests in progress with an error, and give the error time to reach the clients."""
+    """End the requests in progress with an error. Wait until these requests have ended and the error has been sent, but
+    at most `_CLOSE_SECONDS`.
+    """
     gateway.health.stopping = True
     gateway.admission.close()
     gateway.realtime.stop()

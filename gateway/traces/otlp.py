@@ -32,7 +32,7 @@ _BATCH = 512
 
 _SERVICE = "omni-pipeline"
 
-# Maps our names of values to the names in OpenTelemetry's conventions.
+# Maps the names of the values in `Traced.figures` to the names in OpenTelemetry's conventions.
 _NAMES = {
     "model": "gen_ai.request.model",
     "answer_id": "gen_ai.response.id",

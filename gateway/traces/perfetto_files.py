@@ -52,7 +52,10 @@ class ChromeFiles:
         path = self._directory / f"{began:%Y%m%dT%H%M%S.%f}-{timeline.answer_id}{SUFFIX}"
         content = msgspec.json.encode(document(timeline, places))
         if len(content) > self._most_bytes:
-            raise ValueError(f"its file would have {len(content)} bytes, which is more than trace.total_bytes")
+            raise ValueError(
+                f"the trace file would have {len(content)} bytes, which is more than the setting 'trace.total_bytes' "
+                "allows"
+            )
         self._remove_oldest(len(content))
         part = self._directory / path.name.replace(SUFFIX, _PARTIAL)
         try:
@@ -190,8 +193,8 @@ _Event: TypeAlias = _About | _Slice | _Begin
 
 
 def summary(total: Sum) -> dict[str, Any]:
-    """The sums of one track as one object. For each name of a span, the object has the number of spans and their total
-    seconds.
+    """The sums of one track as one object. For each name of a span, the object contains the number of spans with this
+    name, and the sum of their durations in seconds.
     """
     counts = {f"{name}s": count for name, count in total.counts.items()}
     return counts | {f"{name}_seconds": seconds for name, seconds in total.seconds.items()}

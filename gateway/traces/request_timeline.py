@@ -50,7 +50,8 @@ class Span(Struct, gc=False):
 
 
 class Sum(Struct):
-    """The sums over all spans of one track: for each name of a span, the number of spans and their total seconds.
+    """The sums over all spans of one track. For each name of a span, `counts` contains the number of spans with this
+    name, and `seconds` contains the sum of their durations in seconds.
 
     Attributes:
         begin, end: First and last time at which the stage, or the gateway, held the request. The time of a transfer to
@@ -109,7 +110,9 @@ class Timeline:
         """Record the id of the request in the pipeline. Called before the request is submitted."""
 
     def follow_part(self, part_id: str) -> None:
-        """Record the id of another request in the pipeline that is a part of this request. Called after `follow`."""
+        """Record the id of a part of this request. In the pipeline, a part is a separate request with its own id.
+        Called after `follow`.
+        """
 
     def read(self) -> None:
         """Record that the reader has taken all messages that have arrived from the pipeline."""
@@ -126,8 +129,8 @@ class Traced(Timeline):
         client: The client that sent the request.
         asked: Whether the client has asked the server to keep the timeline, so that the client can fetch it.
         budget: Counts the spans that the timeline keeps.
-        following: Called with this timeline and the id of each of its requests in the pipeline, as soon as the id is
-            known.
+        following: Called when an id of the request, or of a part of the request, in the pipeline is known. The
+            arguments are this timeline and the id.
         ending: Called with this timeline when the request has ended.
 
     Attributes:
@@ -200,7 +203,7 @@ class Traced(Timeline):
 
     def read(self) -> None:
         if self._unread is not None:
-            self.add(Span(GATEWAY, "wait for the reader", max(self._unread, self._busy_until), time.monotonic()))
+            self.add(Span(GATEWAY, "wait for the handler", max(self._unread, self._busy_until), time.monotonic()))
             self._unread = None
 
     def end(self, figures: dict[str, Any]) -> None:

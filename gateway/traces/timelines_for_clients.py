@@ -43,8 +43,9 @@ class Track(Struct):
         worker: Name of the process that ran the stage.
         begin, end: First and last time at which the stage held the request, in seconds since the arrival of the
             request.
-        counts, seconds: For each name of a span, the number of spans with this name, and their total seconds.
-        spans: The spans, joined.
+        counts, seconds: For each name of a span, the number of spans with this name, and the sum of their durations in
+            seconds.
+        spans: The spans. Spans that follow each other closely are joined.
     """
 
     stage: str

@@ -53,8 +53,8 @@ class Sink(Protocol):
         """
 
     def close(self) -> None:
-        """Close the sink after the last timeline. Called on the event loop. If a `write` still runs in its thread, this
-        call must end it.
+        """Close the sink after the last timeline. Called on the event loop. If a call of `write` still runs in its
+        thread, `close` must make this call of `write` end.
         """
 
 
@@ -103,8 +103,8 @@ class Traces:
     """Builds the timelines of all traced requests. Used on the event loop only.
 
     Args:
-        sinks: Destinations of all timelines. Without sinks, a request is traced only if its client asks for its
-            timeline.
+        sinks: Destinations of all timelines. Without sinks, a request is traced only if the client asks for the
+            timeline of this request.
         workers: Returns the names of the workers that run.
 
     Attributes:

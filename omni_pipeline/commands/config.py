@@ -36,7 +36,8 @@ Gpus = Annotated[
     str | None,
     typer.Option(
         "--gpus",
-        help="Plan for these GPUs instead of this machine's. Examples: 1xH100-80GB or 4x24GB or H20-96GB,L4-24GB.",
+        help="Plan for these GPUs instead of the GPUs of this machine. Examples: 1xH100-80GB or 4x24GB or "
+        "H20-96GB,L4-24GB.",
         metavar="GPUS",
         show_default=False,
     ),
@@ -46,8 +47,9 @@ Hosts = Annotated[
     str | None,
     typer.Option(
         "--hosts",
-        help="Plan for hosts with these GPUs, such as main=2xH100-80GB,b=1xH100-80GB,c=cpu. main is this server's own "
-        "host, and the other names are those in the setting hosts. RAM-256GiB in the list of a host sets its RAM.",
+        help="Plan for hosts with these GPUs, such as main=2xH100-80GB,b=1xH100-80GB,c=cpu. 'main' is the host of "
+        "this server; the setting 'hosts' must contain the other names. To set the RAM of a host, add the size to its "
+        "GPUs, as in b=1xH100-80GB,RAM-256GiB.",
         metavar="HOST=GPUS,…",
         show_default=False,
     ),
@@ -98,7 +100,7 @@ def check(settings: Settings, gpus: Gpus = None, hosts: Hosts = None) -> None:
     if spec is not None and os.path.isdir(deployment.model_path):
         found = find_checkpoint(deployment.model_path, spec, console.print)
         prepare(deployment, found, free_for(deployment, hardware)).refuse()
-        memory = "memory of the hosts that are known" if deployment.unknown_hosts else "memory"
+        memory = "the memory of the hosts whose hardware is known" if deployment.unknown_hosts else "memory"
         told = f"complete and fits into {memory}"
     else:
         told = "not a directory on this machine, so it was not checked"
@@ -153,8 +155,9 @@ def unknown_notes(deployment: Deployment) -> tuple[str, ...]:
         return ()
     example = ",".join(f"{name}=1xH100-80GB" for name in names)
     return (
-        f"The hardware of {' and '.join(names)} is unknown until {'they join' if len(names) > 1 else 'it joins'}. To "
-        f"plan now, describe this hardware with --hosts, as in --hosts {example}.",
+        f"The hardware of {' and '.join(names)} is unknown until "
+        f"{'these hosts join' if len(names) > 1 else 'this host joins'}. To plan now, describe this hardware with "
+        f"--hosts, as in --hosts {example}.",
     )
 
 

@@ -17,7 +17,7 @@ from omni_pipeline.deployment.resolve import Deployment
 
 DEFAULT = "default"
 HIDDEN = "(hidden)"
-DIVIDED = "computed, see sgl-omni plan"
+DIVIDED = "computed; see `sgl-omni plan`"
 
 _SECRETS = ("server.api_keys",)
 
@@ -89,7 +89,9 @@ def _stage(settings: Settings, worker: WorkerPlan, plan: StagePlan, deployment: 
 
 
 def _placed_by_group(settings: Settings, worker: WorkerPlan) -> bool:
-    """Whether the worker's group decides the GPUs of each replica: by its own list, or by the hosts of the replicas."""
+    """Whether the worker's group decides the GPUs of each replica. This is true if the group lists GPUs, or if the
+    group lists other hosts.
+    """
     group = settings.config.groups.get(worker.group)
     return group is not None and bool(group.gpus or set(group.hosts) - {MAIN_HOST})
 
@@ -106,7 +108,7 @@ def _reasons(
     place = f"stages.{plan.name}"
     colocated = settings.origin("colocate") if settings.config.colocate and accelerated else None
     if _unknown(deployment, plan.name):
-        device = "the GPUs of its hosts are unknown until they join"
+        device = "the GPUs of this stage's hosts are unknown until the hosts join"
     elif not accelerated:
         device = "this stage computes on the CPU only"
     elif settings.config.device != "auto":

@@ -14,7 +14,7 @@ def invite(
     host: Annotated[str, typer.Argument(help="Name of the host in the configuration.", show_default=False)],
     pid: Pid = None,
 ) -> None:
-    """Print an invitation for another host, as one line. With it, the host can join the server once.
+    """Print an invitation for another host, as one line. With this invitation, the host can join the server once.
 
     The invitation is secret. For example: sgl-omni invite b | ssh b sgl-omni join
 

@@ -30,8 +30,8 @@ def join(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Address of this host to which the other hosts connect, if hosts.….listen is not set in the "
-            "server's configuration.",
+            help="Address of this host to which the other hosts connect. This option has an effect only if the "
+            "server's configuration does not set hosts.….listen.",
             show_default="the address from which this host reaches the server",
         ),
     ] = "",

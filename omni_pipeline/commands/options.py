@@ -26,8 +26,8 @@ _CONFIG = Annotated[
     str | None,
     typer.Option(
         "--config",
-        help="YAML file with these and other settings, or the name of a layout (see sgl-omni config list). "
-        "Flags override the file.",
+        help="YAML file with the settings of these flags and other settings, or the name of a layout (see "
+        "`sgl-omni config list`). Flags override the file.",
         metavar="FILE|NAME",
         autocompletion=layout_files.complete,
         rich_help_panel=MODEL,

@@ -35,8 +35,9 @@ def answers(kind: str, order: Struct, pid: int | None) -> Iterator[str]:
     if number not in found:
         which = f"with process id {pid} " if pid is not None else ""
         raise StartupError(
-            f"No running server {which}accepts this command. The server must belong to this user, and use the same "
-            "directory for temporary files (TMPDIR). For sgl-omni invite, its configuration must contain hosts."
+            f"No running server {which}accepts this command. The server must run as the same user as this command, and "
+            "with the same directory for temporary files (TMPDIR). `sgl-omni invite` also requires the setting 'hosts' "
+            "in the server's configuration."
         )
     try:
         for told in send_order(found[number], order):

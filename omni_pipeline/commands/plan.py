@@ -140,8 +140,8 @@ def _device(device: DevicePlan, *, several: bool) -> dict[str, Any]:
     """A device with its sums.
 
     Args:
-        several: Whether there are several hosts. Then the device has the name of its host, and the index that it has
-            there.
+        several: Whether there are several hosts. If so, the result contains the name of the device's host, and the
+            index of the device on this host.
     """
     holdings = [{**msgspec.to_builtins(holding), "total": holding.total} for holding in device.holdings]
     data = {**msgspec.to_builtins(device), "taken": device.taken, "left": device.left, "holdings": holdings}

@@ -133,8 +133,8 @@ def _replicas(replicas: Sequence[ReplicaRoom]) -> Table:
 
 
 def _edges(edges: Sequence[HostEdge]) -> Table:
-    """The edges between hosts, with the megabytes of the example request. They depend on whether the prompt is text or
-    media.
+    """A table of the edges between hosts. For each edge, the table shows how many megabytes the example request sends
+    if its prompt is text, and how many if its prompt is media.
     """
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("between hosts", no_wrap=True)

@@ -52,9 +52,10 @@ def simulate(
         list[str] | None,
         typer.Option(
             "--laws",
-            help="Source of the times of the stages' steps: published (times that the model's authors report), a law "
-            "file, or the metrics of a running server (its URL with /metrics, or a saved page FILE.prom; repeatable). "
-            "The default is published.",
+            help="Source of the times of the stages' steps: 'published' (times that the model's authors report), a "
+            "file with a formula (law) for the step times of each stage (see docs/scaling.md), or the metrics of a "
+            "running server (a URL that ends with /metrics, or a saved page FILE.prom; repeatable). The default is "
+            "'published'.",
             metavar="NAME|FILE|URL",
             rich_help_panel=_TIMES,
             show_default=False,
@@ -84,7 +85,8 @@ def simulate(
     streams: Annotated[
         list[int] | None,
         typer.Option(
-            help="Closed loop: this number of clients, each of which waits for its answer. Repeatable.",
+            help="Closed loop: simulate this number of clients. Each client sends its next request when its answer is "
+            "complete. Repeatable.",
             min=1,
             metavar="N",
             rich_help_panel=_LOAD,
@@ -94,7 +96,7 @@ def simulate(
     rate: Annotated[
         list[float] | None,
         typer.Option(
-            help="Open loop: this number of requests per second, at random times. Repeatable.",
+            help="Open loop: simulate this number of requests per second, at random times. Repeatable.",
             min=0.001,
             metavar="R",
             rich_help_panel=_LOAD,
@@ -108,19 +110,20 @@ def simulate(
         ),
     ] = 60.0,
     seed: Annotated[int, typer.Option(help="Seed of the random times of requests.", rich_help_panel=_LOAD)] = 0,
-    prompt_tokens: Annotated[int, _count(_REQUESTS, "Tokens of each prompt.", 1)] = _SHAPE.prompt_tokens,
+    prompt_tokens: Annotated[int, _count(_REQUESTS, "Number of tokens in each prompt.", 1)] = _SHAPE.prompt_tokens,
     media_tokens: Annotated[
-        int, _count(_REQUESTS, "Tokens of each prompt that are pictures or clips.")
+        int, _count(_REQUESTS, "Number of tokens in each prompt that stand for images and video.")
     ] = _SHAPE.media_tokens,
-    answer_tokens: Annotated[int, _count(_REQUESTS, "Text tokens of each answer.", 1)] = _SHAPE.answer_tokens,
+    answer_tokens: Annotated[int, _count(_REQUESTS, "Number of text tokens in each answer.", 1)] = _SHAPE.answer_tokens,
     audio_frames: Annotated[
-        int, _count(_REQUESTS, "Codec frames of 80 ms of each answer; 0 for answers without speech.")
+        int,
+        _count(_REQUESTS, "Number of codec frames (80 ms of sound) in each answer; 0 means answers without speech."),
     ] = _SHAPE.audio_frames,
     capacity: Annotated[
         bool,
         typer.Option(
             "--capacity",
-            help="Also search the gapless capacity: the largest number of streams whose sound has no gaps.",
+            help="Also search for the gapless capacity: the largest number of streams whose sound has no gaps.",
             rich_help_panel=_RESULT,
         ),
     ] = False,
@@ -128,7 +131,7 @@ def simulate(
         bool,
         typer.Option(
             "--what-if",
-            help="Also predict, for the last load, what one more replica or one more GPU brings.",
+            help="Also predict how one more replica or one more GPU changes the results of the last load.",
             rich_help_panel=_RESULT,
         ),
     ] = False,
@@ -224,8 +227,9 @@ def _loads(
     shape: RequestShape,
     frame_seconds: float,
 ) -> dict[str, Load]:
-    """The loads by name. The measured time begins after a warm-up, which takes a quarter of the measured time. In a
-    closed loop, the clients begin one after the other before the warm-up, spread over the length of an answer's sound.
+    """The loads, keyed by name. Before the measured time, there is a warm-up, which is a quarter as long as the
+    measured time. In a closed loop, the clients begin before the warm-up, at random times. The time in which they begin
+    is as long as the sound of an answer, but at least one second.
     """
     warm_up = seconds / 4
     spread = max(shape.audio_frames * frame_seconds, 1.0)
@@ -241,7 +245,9 @@ def _loads(
 
 
 def _capacity(scenario: Scenario, shape: RequestShape, most: int, seed: int) -> Capacity | None:
-    """The gapless capacity; None if `most`, the largest number of streams, is 0."""
+    """The gapless capacity: the largest number of streams whose sound has no gaps. None if `most`, the largest number
+    of streams to simulate, is 0.
+    """
     if not most:
         return None
     seconds = scenario.model.frame_seconds

@@ -25,8 +25,8 @@ def draw(report: SimulationReport) -> RenderableType:
         found = report.capacity
         limit = "the largest number that was simulated" if found.fails_at is None else f"{found.fails_at} have gaps"
         parts += [
-            f"Gapless capacity: {found.streams} streams ({limit}); at most "
-            f"{found.audio_seconds_per_second:.1f} s of audio/s.",
+            f"Gapless capacity: {found.streams} streams ({limit}). All streams together get at most "
+            f"{found.audio_seconds_per_second:.1f} seconds of audio in each second.",
             "",
         ]
     if report.changes:
@@ -58,10 +58,10 @@ def _uses(level: Level) -> Table:
 
 
 def _changes(results: Sequence[ChangeResult], load: str, *, searched: bool) -> Table:
-    """The changes.
+    """A table with the prediction for each change of the deployment.
 
     Args:
-        searched: Whether the gapless capacities are known.
+        searched: Whether the gapless capacity was searched for each change.
     """
     table = _table(f"with {load}", "GPUs", "answers/s", "gain", "TTFA, ms", *(["gapless capacity"] if searched else []))
     for result in results:

@@ -44,7 +44,7 @@ def check(server: Server, source: str) -> None:
         )
     for domain in server.media.allowed_domains:
         if not domain.strip():
-            raise StartupError(f"{source}server.media.allowed_domains: a host is empty.")
+            raise StartupError(f"{source}server.media.allowed_domains: an entry is empty; write a host in each entry.")
     for host in server.allowed_hosts:
         if not _HOST.fullmatch(host):
             raise StartupError(
@@ -74,7 +74,7 @@ def readable_keys(path: Path, tree: dict[str, Any]) -> tuple[str, ...]:
     """
     server = tree.get("server")
     if isinstance(server, dict) and server.get("api_keys") and path.stat().st_mode & stat.S_IROTH:
-        return (f"{path} contains API keys, and every user of this machine can read it: chmod o-r {path}",)
+        return (f"{path} contains API keys, and every user of this machine can read this file; run chmod o-r {path}",)
     return ()
 
 
@@ -82,8 +82,8 @@ def notes(server: Server) -> tuple[str, ...]:
     """Remarks on settings that allow more access than an operator may expect."""
     if "*" in server.allowed_origins and not server.api_keys:
         return (
-            "server.allowed_origins is * and there is no API key: any web page can use this server and read its local "
-            "media files, if the page is opened on a machine that can reach the server",
+            "server.allowed_origins contains '*', and there is no API key: any web page can use this server and read "
+            "the server's local media files, if the page is opened on a machine that can reach the server",
         )
     return ()
 

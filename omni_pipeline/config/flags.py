@@ -163,7 +163,8 @@ COMMON = (
     Flag(
         "--max-requests",
         ("server.limits.requests",),
-        "Maximum number of requests in the pipeline. Further requests wait (see server.limits.queued) or get 429.",
+        "Maximum number of requests in the pipeline. Further requests wait (see server.limits.queued) or are "
+        "refused with status 429.",
         LIMITS,
         metavar="N",
         parse=positive,

@@ -101,7 +101,7 @@ def limit_to_text(settings: Settings, reason: str, origin: str) -> Settings:
     graph = load_graph(settings.config.graph)
     _refuse_absent_stages(settings.given, graph, f"this checkpoint ({reason})")
     config = msgspec.structs.replace(settings.config, text_only=True)
-    note = f"Text only: the checkpoint has no speech, because {reason}."
+    note = f"Text only: the checkpoint cannot speak, because {reason}."
     return msgspec.structs.replace(
         settings, config=config, origins={**settings.origins, "text_only": origin}, notes=(*settings.notes, note)
     )
@@ -189,7 +189,7 @@ def _full(path: str, graph: Graph, text: str) -> str:
     if second in options:
         return f"stages.{first}.options.{rest}"
     hint = suggestion(second, [*_names(StageConfig), *options])
-    raise StartupError(f"{SET} {text}: {first} has no setting {second!r}; {hint}")
+    raise StartupError(f"{SET} {text}: the stage {first} has no setting {second!r}; {hint}")
 
 
 def _names(kind: type[Struct]) -> list[str]:
@@ -209,4 +209,4 @@ def _refuse_absent_stages(layers: Iterable[SettingsLayer], graph: Graph, served:
                 raise StartupError(f"{layer.source}: {served} has no stage of the group {name}.")
         stages = layer.tree.get("stages", {})
         if stages and set(layer.tree) == {"stages"} and not graph.text_stages & set(stages):
-            raise StartupError(f"{layer.source}: {served} has no {', '.join(stages)}.")
+            raise StartupError(f"{layer.source}: {served} does not run {', '.join(stages)}.")

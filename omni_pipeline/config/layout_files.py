@@ -52,8 +52,9 @@ def find(given: str) -> Found:
     """The file that `given` names. An existing file takes precedence over a layout.
 
     Args:
-        given: A path, the name of a layout, or the file name of a layout. A path from the guides (``configs/…``) also
-            finds the layout with this file name. So the guides' commands also work outside a checkout.
+        given: A path, the name of a layout, or the file name of a layout. If a path from the published guides
+            (``configs/…``) does not exist here, the result is the layout with the same file name. So the commands in
+            the guides work outside a checkout.
 
     Raises:
         StartupError: no file and no layout has that name.

@@ -61,11 +61,11 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
 
     Attributes:
         requests: Maximum number of requests in the pipeline, including requests that wait for a stage. The last eighth
-            is for clients that have at most 1/256 of this number, or one request.
+            of this number is reserved for clients with few requests: at most 1/256 of this number, or one request.
         stage_requests: Maximum number of requests that need a stage at the same time, keyed by the stage's name. For
             example, a limit for the talker limits the number of spoken answers. If a stage has replicas, the limit
-            applies to each replica that can accept requests. The last eighth is for clients that have at most 1/256 of
-            the limit, or one request.
+            applies to each replica that can accept requests. The last eighth of the limit is reserved for clients with
+            few requests for this stage: at most 1/256 of the limit, or one request.
         queued: Maximum number of requests that wait for admission to the pipeline. Clients with waiting requests take
             turns. The server does not read the body of a waiting request.
         gapless_speech: Whether a new streamed spoken answer waits while the pipeline cannot make speech fast enough for
@@ -82,13 +82,14 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
             request count until its answer begins. If no answer begins, they count until the request has ended and all
             workers have freed its data. Every piece of a body counts as soon as the piece arrives. A client can hold
             more bytes only if, afterwards, it does not hold more bytes than are still free. So a single client holds at
-            most half of the limit. The last eighth is for clients that hold at most 1/256 of the limit.
+            most half of the limit. The last eighth of the limit is reserved for clients that hold at most 1/256 of the
+            limit.
         decoded_bytes: Maximum total size of the decoded media of all requests in all stages, in bytes. Decoded media
             are pixels, features and embeddings. If the media of a request would exceed the limit, the request waits
-            before its media are decoded. The last eighth of the limit is for clients whose decoded media are at most
-            1/256 of the limit. If the media of a single request are larger than the other seven eighths, they are
-            decoded while no other request has decoded media. null means a quarter of the main memory that the server
-            may use.
+            before its media are decoded. The last eighth of the limit is reserved for clients whose decoded media are
+            at most 1/256 of the limit. If the media of a single request are larger than the other seven eighths, they
+            are decoded while no other request has decoded media. null means a quarter of the main memory that the
+            server may use.
         output_tokens: Maximum number of text tokens of one answer. A request that sets no limit gets this limit. If
             this setting is null, only the model's own limit applies, and a request that sets no limit gets the
             thinker's `default_max_tokens`.
@@ -111,17 +112,17 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
         transcript_seconds: Time for which the server keeps the transcript of a spoken answer, so that a later request
             can refer to the answer by its id. `expires_at` in the answer is the end of this time.
         transcripts: Maximum number of transcripts that the server keeps. 0 means that the server keeps no transcripts.
-            A single client uses at most half of the maximum, and the last eighth is for clients with at most 1/256 of
-            the maximum. If the server does not keep a transcript, `expires_at` in the answer is the time of the answer
-            itself.
+            A single client uses at most half of the maximum. The last eighth of the maximum is reserved for clients
+            that use at most 1/256 of the maximum. If the server does not keep a transcript, `expires_at` in the answer
+            is the time of the answer itself.
         transcript_bytes: Maximum total size of the kept transcripts, in bytes. Clients share this size in the same way
             as the number `transcripts`.
         recording_pieces: Maximum number of pieces of one recording that are processed at the same time. (Long
             recordings are cut into pieces before they are transcribed or translated.)
-        realtime_sessions: Maximum number of open realtime sessions. A single client gets at most half of the sessions,
-            and the last eighth is for clients that have at most 1/256 of the sessions, or one session. Each session
-            also counts in `connections`, and each of its responses counts in `requests` until the response is done. A
-            session with turn detection needs 10 MB for the network that detects speech.
+        realtime_sessions: Maximum number of open realtime sessions. A single client gets at most half of the sessions.
+            The last eighth of the sessions is reserved for clients with few sessions: at most 1/256 of the maximum, or
+            one session. Each session also counts in `connections`, and each of its responses counts in `requests` until
+            the response is done. A session with turn detection needs 10 MB for the network that detects speech.
         realtime_session_seconds: Maximum length of a realtime session. After this time, the client gets an error event,
             and the server closes the connection.
         realtime_idle_seconds: Maximum time without an event from the client and without a response. After this time,
@@ -291,14 +292,15 @@ class HostConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     `cluster.ray_address` is set, Ray starts the host's agent.
 
     Attributes:
-        listen: The address of the host to which the other hosts connect. null means the address from which the host
-            has joined.
+        listen: The address at which this host accepts connections from other hosts. null means the address from which
+            this host has joined.
         model_path: The checkpoint directory on this host. null means the same path as on the host of this server.
         label: Labels that the host's Ray node must have, such as ``{gpu: h100}``. Used only with `cluster.ray_address`.
-        resources: What Ray reserves for this host on its node, by Ray's names, besides one CPU, such as ``{GPU: 2}``.
-            If ``GPU`` is missing, Ray reserves the GPUs that the configuration lists for this host. If the
-            configuration lists no GPUs for this host, Ray reserves as many GPUs as the largest stage of this host has
-            ranks. Used only with `cluster.ray_address`.
+        resources: The resources that Ray reserves for this host on the host's Ray node, such as ``{GPU: 2}``. The keys
+            are Ray's names of the resources. If ``CPU`` is missing, Ray reserves one CPU. If ``GPU`` is missing, Ray
+            reserves enough GPUs for the highest GPU index that the configuration lists for this host. If the
+            configuration lists no GPUs for this host, the number of GPUs is the largest number of ranks of a stage that
+            computes on GPUs of this host. Used only with `cluster.ray_address`.
     """
 
     listen: str | None = None
@@ -311,8 +313,8 @@ class Cluster(Struct, forbid_unknown_fields=True, kw_only=True):
     """How hosts reach each other. These settings have no effect without `hosts`.
 
     Attributes:
-        listen: The address of this server's host to which the other hosts connect. This setting is required if there
-            are `hosts`.
+        listen: The address at which this server's host accepts connections from other hosts. This setting is required
+            if there are `hosts`.
         port: The port on which this server waits for hosts that join. Port 0 means any free port.
         ports: The ports on which the processes of each host receive messages from other hosts, as ``FIRST-LAST``. null
             means any free ports.

@@ -27,16 +27,21 @@ def resolve_trace(trace: Trace, environment: Mapping[str, str]) -> Trace:
     becomes None.
 
     Raises:
-        StartupError: the configuration contains a collector, but the packages for sending to it are not installed.
+        StartupError: the configuration names a collector, but the packages that send traces to a collector are not
+            installed.
     """
     trace = structs.replace(trace, dir=trace.dir or None)
     if trace.otlp_endpoint is not None:
         if not installed():
-            raise StartupError(f"trace.otlp_endpoint: sending traces needs {_PACKAGES}: install them with pip.")
+            raise StartupError(
+                f"trace.otlp_endpoint: sending traces needs the packages {_PACKAGES}; install these packages with pip."
+            )
         return structs.replace(trace, otlp_endpoint=trace.otlp_endpoint.rstrip("/") + _PATH)
     endpoint = _from(environment)
     if endpoint is not None and not installed():
-        log.warning("OpenTelemetry's endpoint %s is ignored: sending traces needs %s", endpoint, _PACKAGES)
+        log.warning(
+            "OpenTelemetry's endpoint %s is ignored: install the packages %s to send traces", endpoint, _PACKAGES
+        )
         endpoint = None
     return structs.replace(trace, otlp_endpoint=endpoint)
 

@@ -25,4 +25,4 @@ class Traffic(Struct, frozen=True):
 
 
 TellTraffic: TypeAlias = Callable[[Situation], Traffic]
-"""Computes the traffic of an edge from the situation of the stage that sends on it."""
+"""Computes the traffic of an edge. The argument is the `Situation` of the stage that sends messages on this edge."""

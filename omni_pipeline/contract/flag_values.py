@@ -54,7 +54,9 @@ def replicas(text: str) -> dict[str, dict[str, int]]:
     for part in text.split(","):
         name, equals, number = (word.strip() for word in part.partition("="))
         if not (name and equals and number.isascii() and number.isdigit() and int(number)):
-            raise ValueError(f"{part.strip()!r} is not a group and its number of replicas, such as vocoder=3.")
+            raise ValueError(
+                f"{part.strip()!r} is not the name of a group with a number of replicas, such as vocoder=3."
+            )
         if name in groups:
             raise ValueError(f"the group {name} is named twice.")
         groups[name] = {"replicas": int(number)}

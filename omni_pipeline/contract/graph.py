@@ -24,7 +24,7 @@ TellTensors: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, i
 TellConfig: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
 TellReason: TypeAlias = Callable[[Mapping[str, Any]], str | None]
 
-# Every graph begins and ends in the main process. These are the names of its two ends.
+# Every graph begins and ends in the main process. These are the names of the beginning and of the end of every graph.
 GATEWAY = "gateway"
 COLLECTOR = "collector"
 
@@ -177,7 +177,9 @@ class Graph(Struct, frozen=True):
         return {(edge.source, edge.target): edge.body for edge in self.edges}
 
     def advice_types(self) -> dict[tuple[str, str], Any]:
-        """Body type of the advice between each pair of stages, as `wire.codec.Codec` expects it."""
+        """For each pair of stages in `advice`: the body type of the `wire.messages.Advice` between these stages.
+        `wire.codec.Codec` uses the result.
+        """
         return {(edge.source, edge.target): edge.body for edge in self.advice}
 
     def narrowed(self, names: frozenset[str]) -> Graph:

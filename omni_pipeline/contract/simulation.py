@@ -36,7 +36,7 @@ class StepLaw(Struct, frozen=True, forbid_unknown_fields=True):
         return self._of_items(items) + self.token * tokens
 
     def scaled(self, factor: float) -> StepLaw:
-        """The law of a stage whose steps last `factor` times as long."""
+        """A law that gives `factor` times the time of this law, for every batch."""
         points = tuple((items, factor * seconds) for items, seconds in self.points)
         return StepLaw(factor * self.step, factor * self.item, factor * self.token, points)
 
@@ -71,7 +71,8 @@ class SimulatedMessage(Struct, frozen=True):
     """A message between two stages.
 
     Attributes:
-        request_id: The request; empty for advice about several requests, which all replicas of the target receive.
+        request_id: Id of the request. Empty for `wire.messages.Advice` about several requests. All replicas of the
+            target receive this advice.
         body: The content. The entry stage receives a `SimulatedRequest`, and the collector an `Output`.
         size: Number of bytes.
     """
@@ -101,7 +102,7 @@ class Batch(Struct, frozen=True):
     """The work of one step. A step without items takes no time: it only sends messages.
 
     Attributes:
-        items: Number of items for the stage's law, such as requests or frames.
+        items: Number of items, such as requests or frames. The time of the step depends on this number (see `StepLaw`).
         tokens: Number of prompt tokens.
     """
 
@@ -137,7 +138,7 @@ class SimulatedStage(Protocol):
         """Begin a step, and return its work."""
 
     def finish(self, now: float) -> Sequence[SimulatedMessage]:
-        """End the step, and return its messages. `now` is later than in `begin` by the time of the step."""
+        """End the step, and return its messages. `now` is the argument of `begin` plus the time of the step."""
 
 
 class StageSite(Struct, frozen=True):
@@ -159,10 +160,10 @@ class StageSite(Struct, frozen=True):
 
 
 class LawSet(Struct, frozen=True):
-    """The laws of the stages of a model.
+    """The times of the steps of a model's stages, as one law for each stage.
 
     Attributes:
-        laws: The law of each stage. A stage without a law takes no time.
+        laws: The law of each stage. The steps of a stage without a law take no time.
         source: Where the times were published or measured, as a sentence.
     """
 
@@ -178,9 +179,9 @@ class SimulationModel(Struct, frozen=True):
         route: Function that returns the stages that a request passes through.
         outputs: Function that returns the stages that send a part of a request's answer to the collector. The request
             ends when all their streams have ended.
-        law_sets: Laws by name, for ``--laws NAME``. The first set is the default.
-        item_counters: The metric that counts the items of a stage's law, by stage. For a stage that is not listed, the
-            items are requests.
+        law_sets: Sets of laws, keyed by the name for ``--laws NAME``. The first set is the default.
+        item_counters: For each stage, by name, the metric that counts the items in the stage's batches. For a stage
+            that is not listed, the items are requests.
         frame_seconds: Length of the sound of one of the request's audio frames.
     """
 

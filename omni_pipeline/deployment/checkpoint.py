@@ -138,7 +138,7 @@ def describe_checkpoint(model_path: str, spec: CheckpointSpec) -> Checkpoint:
         path = path.parent
     if not path.is_dir():
         where = (
-            ". The hub's cache has no such model either, and a plan downloads nothing"
+            ". The hub's cache has no such model either, and this command downloads nothing"
             if _is_hub_name(model_path)
             else ""
         )

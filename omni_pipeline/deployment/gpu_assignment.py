@@ -16,13 +16,16 @@ def gpu_sets(specs: Sequence[StageSpec], config: Config, gpus: Sequence[Gpu]) ->
     """Indices of each stage's GPUs. All stages in `specs` compute on GPUs. `gpus` are the available GPUs of one host.
 
     If the configuration lists no GPUs for a stage, the server chooses from the GPUs that are not listed for any stage.
-    If all GPUs are listed for stages, the server chooses from all GPUs. These rules apply:
+    If all GPUs are listed for stages, the server chooses from all GPUs. The GPUs from which the server chooses are
+    called free GPUs here. The choice depends on the stage's number of ranks and on `StageSpec.usual_gpu`:
 
-    - A stage with several ranks gets the first of the GPUs to choose from, one for each rank.
-    - A stage with one rank and the usual index 0 gets the first of these GPUs.
-    - A stage with one rank and a higher usual index gets a GPU after the GPUs of the stage with the most ranks: for
-      index 1 the next GPU, for index 2 the GPU after it. If there are too few GPUs, the stage gets the last GPU.
-    - If the deployment has several hosts, the lowest usual index of the stages on a host counts as 0.
+    - A stage with several ranks gets the first free GPUs, one for each rank.
+    - A stage with one rank and the `usual_gpu` 0 gets the first free GPU.
+    - A stage with one rank and a higher `usual_gpu` gets a free GPU after the GPUs of the stage with the most ranks.
+      The `usual_gpu` 1 selects the first free GPU after them, and 2 selects the second. If there are too few free GPUs,
+      the stage gets the last free GPU.
+    - If the deployment has several hosts, the lowest `usual_gpu` of the stages on a host is first subtracted from the
+      `usual_gpu` of each of these stages.
 
     Raises:
         StartupError: the configuration contains a GPU that does not exist, a stage's GPUs do not fit its ranks or
@@ -87,17 +90,17 @@ def _connected(spec: StageSpec, indices: tuple[int, ...], gpus: Sequence[Gpu]) -
 
 
 def _shared(settings: Mapping[str, StageConfig], named: Mapping[str, tuple[int, ...]], gpus: Sequence[Gpu]) -> int:
-    """The one GPU of a colocated deployment on a host."""
+    """The index of the GPU that all stages on a host share, for a configuration with ``colocate``."""
     for name, stage in settings.items():
         if (stage.tp_size or 1) > 1 or len(stage.gpus) > 1:
             raise StartupError(
-                f"stages.{name}: colocate puts everything on one GPU, so {name} cannot have several GPUs."
+                f"stages.{name}: the setting 'colocate' puts all stages on one GPU, so {name} cannot have several GPUs."
             )
     indices = sorted({index for (index,) in named.values()})
     numbers = {gpu.index: gpu.number for gpu in gpus}
     if len(indices) > 1:
         raise StartupError(
-            "colocate puts everything on one GPU, but the settings of the stages name the GPUs "
+            "The setting 'colocate' puts all stages on one GPU, but the settings of the stages name the GPUs "
             f"{', '.join(str(numbers[index]) for index in indices)} "
             f"({', '.join(f'{name}: {numbers[index]}' for name, (index,) in named.items())})."
         )

@@ -8,9 +8,9 @@ from omni_pipeline.deployment.replication import stage_groups
 
 
 def gpus_needed(config: Config, host: str) -> int:
-    """The number of GPUs that a host needs. If the configuration lists GPUs of the host, the GPU with the highest of
-    these indices must exist. If it lists no GPUs, this is the smallest number of GPUs on which the host's groups can
-    run.
+    """The number of GPUs that a host needs. If the configuration lists GPUs of the host, the host needs enough GPUs for
+    the highest listed index. If the configuration lists no GPUs of the host, the result is the smallest number of GPUs
+    on which the host's groups can run.
     """
     graph = load_graph(config.graph)
     narrowed = graph.narrowed(graph.text_stages) if config.text_only and graph.text_stages else graph

@@ -23,7 +23,9 @@ def check_hosts(config: Config) -> None:
         if not _NAME.fullmatch(name):
             raise StartupError(f"hosts: {name!r} is not a name of a host: use letters, digits, - and _.")
         if name == MAIN_HOST:
-            raise StartupError(f"hosts.{name}: {MAIN_HOST} is the host of this server; choose another name.")
+            raise StartupError(
+                f"hosts.{name}: the name {MAIN_HOST} means the host of this server; choose another name."
+            )
         _check_address(f"hosts.{name}.listen", host.listen)
     for name, group in config.groups.items():
         _check_group(name, group, config)
@@ -39,7 +41,7 @@ def _check_group(name: str, group: GroupConfig, config: Config) -> None:
     for host in group.hosts:
         if host != MAIN_HOST and host not in config.hosts:
             hint = suggestion(host, (MAIN_HOST, *config.hosts))
-            raise StartupError(f"{place}: there is no host {host} in hosts; {hint}")
+            raise StartupError(f"{place}: there is no host {host} in the setting 'hosts'; {hint}")
     most = group.replicas if group.max_replicas is None else group.max_replicas
     if len(group.hosts) > most:
         replicas = "is only 1 replica" if most == 1 else f"are only {most} replicas"
@@ -84,7 +86,8 @@ def _check_ray_address(address: str | None, *, needed: bool) -> None:
         return
     if not needed:
         raise StartupError(
-            "cluster.ray_address: there are no hosts for Ray to start; list them in hosts and in groups."
+            "cluster.ray_address: there is no host on which Ray could start an agent; list the hosts in the setting "
+            "'hosts' and in groups.….hosts."
         )
     if address != "auto" and not _RAY_ADDRESS.fullmatch(address):
         raise StartupError(

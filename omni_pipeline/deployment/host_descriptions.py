@@ -37,7 +37,7 @@ def described(gpus: str | None, hosts: str | None, config: Config) -> DescribedH
     for name in facts:
         if name != MAIN_HOST and name not in config.hosts:
             hint = suggestion(name, (MAIN_HOST, *config.hosts))
-            raise StartupError(f"--hosts {name}: there is no host {name} in hosts; {hint}")
+            raise StartupError(f"--hosts {name}: there is no host {name} in the setting 'hosts'; {hint}")
     main = facts.pop(MAIN_HOST, None)
     if main is not None and gpus is not None:
         raise StartupError(f"--hosts and --gpus both describe {MAIN_HOST}; leave one of the two descriptions out.")
@@ -49,9 +49,9 @@ def described(gpus: str | None, hosts: str | None, config: Config) -> DescribedH
 def parse_hosts(text: str) -> dict[str, HostFacts]:
     """Maps the name of each described host to its GPUs and its RAM.
 
-    An example of `text` is ``main=2xH100-80GB,b=L4-24GB,L4-24GB,RAM-256GiB,c=cpu``. The description of each host has
-    the form of `gpus.parse`. ``RAM-256GiB`` sets the size of its RAM; otherwise, the RAM has no limit. ``cpu``
-    describes a host without GPUs.
+    An example of `text` is ``main=2xH100-80GB,b=L4-24GB,L4-24GB,RAM-256GiB,c=cpu``. `gpus.parse` explains how the GPUs
+    of a host are written. ``RAM-256GiB`` sets the size of the host's RAM. Without this part, the RAM of the host has no
+    limit. ``cpu`` describes a host without GPUs.
 
     Raises:
         StartupError: the description cannot be understood.

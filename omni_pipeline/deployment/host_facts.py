@@ -43,7 +43,9 @@ class Machine(Struct, frozen=True):
 
     @property
     def of(self) -> str:
-        """Words after the number of a GPU in messages: `` of b``; empty for the main host."""
+        """The text that messages add after the number of a GPU: `` of b`` for the host b, and no text for the main
+        host.
+        """
         return f" of {self.host}" if self.host else ""
 
 

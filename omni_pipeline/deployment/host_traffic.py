@@ -53,8 +53,8 @@ def host_edges(deployment: Deployment, checkpoint: Checkpoint, request: Request)
 def heavy_notes(edges: Iterable[HostEdge]) -> tuple[str, ...]:
     """A warning, as a sentence, for each heavy edge."""
     return tuple(
-        f"{edge.source} → {edge.target} sends up to {edge.traffic.media / 10**6:.0f} MB between hosts for one request: "
-        f"put {edge.source} and {edge.target} on the same host."
+        f"{edge.source} sends up to {edge.traffic.media / 10**6:.0f} MB to {edge.target} on another host for one "
+        f"request: put {edge.source} and {edge.target} on the same host."
         for edge in edges
         if edge.heavy and edge.traffic is not None
     )
@@ -81,8 +81,8 @@ def _host_edge(edge: Edge, deployment: Deployment, checkpoint: Checkpoint, reque
 
 
 def _runs(deployment: Deployment, name: str) -> list[tuple[WorkerPlan | None, StagePlan | None]]:
-    """The workers that run a stage, each with its plan of the stage. If `name` is an end of the graph, the result is
-    one pair of None, because both ends are in the main process.
+    """The workers that run a stage. Each entry contains a worker and the worker's plan of this stage. If `name` is an
+    end of the graph, the result is ``[(None, None)]``, because both ends are in the main process.
     """
     if name in (GATEWAY, COLLECTOR):
         return [(None, None)]

@@ -37,7 +37,7 @@ loses a part between blocks.
 
 
 Place: TypeAlias = int | str
-"""A device of a deployment: the index of a GPU, or the name of the host whose RAM it is."""
+"""Identifies a device of a deployment. An index stands for a GPU. The name of a host stands for the host's RAM."""
 
 
 class Holding(Struct, frozen=True):
@@ -149,7 +149,8 @@ class Placement(Struct, frozen=True):
     """A deployment's memory, device by device.
 
     Attributes:
-        devices: The devices of each host, the main host first: its GPUs in order, and its RAM if it holds weights.
+        devices: The devices of all hosts. The main host comes first. The devices of a host are its GPUs, in order, and
+            the host's RAM if weights are stored in the RAM.
         caches: The caches in graph order.
         request: The example request.
         limits: For each stage that has a limit on requests and no cache: the maximum number of simultaneous requests of
@@ -252,7 +253,8 @@ def place(
     caches = tuple(_cache_plan(demand) for demand in demands if demand.needs.cache is not None)
     problems += [_overfull(device) for device in devices if not device.fits]
     problems += [
-        f"the cache of {_label(cache)} has {cache.tokens:,} tokens, but one request needs {cache.request_tokens:,}."
+        f"the KV cache of {_label(cache)} has room for {cache.tokens:,} tokens, but one request needs "
+        f"{cache.request_tokens:,} tokens."
         for cache in caches
         if cache.tokens < cache.request_tokens and all(device.fits for device in devices)
     ]
@@ -283,7 +285,7 @@ def _unpacked(deployment: Deployment, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _devices(host: str, gpus: Sequence[Gpu], facts: HostFacts, demands: Sequence[_Demand]) -> Iterator[DevicePlan]:
-    """The GPUs of a host, and its RAM if it holds weights. No stage is on the devices yet."""
+    """The GPUs of a host, and the host's RAM if weights are stored in the RAM. The result contains no stages yet."""
     for gpu in gpus:
         if gpu.host == host:
             pinned = any(_pinned(demand.plan) for demand in demands if gpu.index in demand.places)
@@ -309,8 +311,8 @@ def _pinned(plan: StagePlan) -> bool:
 
 
 def sized(deployment: Deployment, placement: Placement) -> Deployment:
-    """The deployment with a memory size for every stage on a GPU. Each cache has a size, which is the operator's size
-    if the operator has set one.
+    """The deployment with a memory size for every stage on a GPU. If such a stage has a cache, the result also has the
+    size of the cache in tokens. A size in tokens that the operator has set does not change.
     """
     return structs.replace(deployment, workers=tuple(_sized_worker(worker, placement) for worker in deployment.workers))
 
@@ -422,7 +424,7 @@ def _decide(demands: Sequence[_Demand], devices: Sequence[DevicePlan]) -> list[s
         if plan.memory is not None:
             problems += [
                 f"{plan.name} may use {_gib(plan.memory)} of {titles[place]}, but needs "
-                f"{_gib(own[demand.worker, plan.name, place].fixed)}{' without its cache' if cache else ''}: "
+                f"{_gib(own[demand.worker, plan.name, place].fixed)}{' even without its KV cache' if cache else ''}: "
                 f"raise stages.{plan.name}.memory."
                 for place in plan.gpus
                 if own[demand.worker, plan.name, place].fixed > plan.memory
@@ -460,9 +462,9 @@ def _given_tokens(
 
 
 def _share(open_: list[_Demand], left: dict[Place, int]) -> None:
-    """Divide the remaining memory among the caches. Each cache gets room for the same number of requests, or for its
-    maximum if the maximum is smaller. Afterwards, each cache in the order of `open_` gets as much of the rest as it can
-    use.
+    """Divide the remaining memory among the caches. Each cache gets room for the same number of requests. But a cache
+    never gets more tokens than its maximum. Afterwards, each cache in the order of `open_` gets as much of the rest as
+    it can use.
     """
     unfilled = list(open_)
     while unfilled:

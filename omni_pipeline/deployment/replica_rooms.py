@@ -52,8 +52,8 @@ def bottleneck(placement: Placement, rooms: Sequence[ReplicaRoom]) -> tuple[int 
     """The maximum number of example requests that all stages and all groups can process at the same time, and the names
     of the stages and groups that determine this number.
 
-    A group may be able to process fewer requests than each of its stages in all replicas together, because different
-    stages can limit different replicas.
+    The maximum of a stage is the sum over all replicas of the stage. The maximum of a group can be smaller than the
+    maximum of each stage in the group, because different stages can limit different replicas.
     """
     known = {**dict.fromkeys(placement.bounded_by, placement.requests or 0), **group_requests(rooms)}
     least = min(known.values(), default=None)

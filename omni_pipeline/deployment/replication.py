@@ -26,8 +26,8 @@ class StageGroup(Struct, frozen=True):
         replicas: Number of replicas for which the server plans memory.
         started: Number of replicas that are started with the server.
         gpus: Indices of the GPUs of each replica, on the replica's host; empty if the stages use their own GPUs.
-        hosts: Names of the hosts, as in `WorkerPlan.host`. Replica i runs on entry i; if the list is shorter, it is
-            repeated.
+        hosts: Names of the hosts, as in `WorkerPlan.host`. Replica i runs on entry i. If there are more replicas than
+            entries, the list is repeated.
     """
 
     name: str
@@ -112,8 +112,8 @@ def _check_together(name: str, listed: Collection[str], graph: Graph) -> None:
         if inside and inside != stages:
             missing = ", ".join(sorted(stages - inside))
             raise StartupError(
-                f"groups.{name}.stages: {', '.join(sorted(inside))} needs {missing} in the same group, because they "
-                f"exchange several messages for each piece of their work; add {missing}."
+                f"groups.{name}.stages: {', '.join(sorted(inside))} needs {missing} in the same group, because "
+                f"these stages exchange several messages for each piece of their work; add {missing} to the list."
             )
 
 
@@ -136,8 +136,7 @@ def replica_gpu_sets(
     for spec in specs:
         if spec.name in config.stages and config.stages[spec.name].gpus:
             raise StartupError(
-                f"{place}: stages.{spec.name}.gpus also sets the GPUs of {spec.name}. The group's GPUs would replace "
-                "them, so remove one of the two settings."
+                f"{place}: stages.{spec.name}.gpus also sets the GPUs of {spec.name}; remove one of these two settings."
             )
     sets: list[Mapping[str, tuple[int, ...]]] = []
     for replica, indices in enumerate(group.gpus):
@@ -154,7 +153,8 @@ def replica_gpu_sets(
             raise StartupError(f"{place}: each list needs at least one GPU, and must not contain a GPU twice.")
         if config.colocate and len(indices) > 1:
             raise StartupError(
-                f"{place}: colocate puts the stages of a replica on one GPU, so list one GPU for each replica."
+                f"{place}: the setting 'colocate' puts all stages of a replica on one GPU, so list one GPU for each "
+                "replica."
             )
         own = structs.replace(config, colocate=False, hosts={})
         sets.append(gpu_sets(specs, own, [gpus[index] for index in indices]))

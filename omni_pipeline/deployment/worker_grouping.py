@@ -69,7 +69,8 @@ def _check_keys(groups: Mapping[WorkerKey, Sequence[StagePlan]]) -> None:
             some, rest = groups[other][0].name, plans[0].name
             raise StartupError(
                 f"Worker {key.base} would run {some} ({_membership(other)}) and {rest} ({_membership(key)}), but all "
-                "stages of one worker have the same replicas. Put them in the same group, or in separate workers."
+                "stages of one worker must have the same replicas. Put these stages in the same group, or in separate "
+                "workers."
             )
     names = [key.name for key in groups]
     for name in names:
@@ -86,26 +87,28 @@ def _worker(
 ) -> WorkerPlan:
     name = key.base
     if name in graph.stage_names and name not in [plan.name for plan in plans]:
-        raise StartupError(f"Worker {name} does not run the stage {name}: choose another name for the worker.")
+        raise StartupError(
+            f"Worker {name} has the name of a stage that this worker does not run: choose another name for the worker."
+        )
     accelerated = [plan for plan in plans if graph.stage(plan.name).accelerated]
     devices = {plan.device: plan.name for plan in accelerated}
     if len(devices) > 1:
         raise StartupError(
             f"Worker {name} would run {devices['cpu']} on the CPU and {devices['cuda']} on a GPU, "
-            "but all accelerated stages of one worker use the same device."
+            "but all stages of one worker that can use a GPU must have the same device."
         )
     first = accelerated[0] if accelerated else plans[0]
     for plan in accelerated:
         if plan.gpus != first.gpus:
             raise StartupError(
                 f"Worker {name} would run {first.name} on GPU {_list(first.gpus, gpus)} and {plan.name} on GPU "
-                f"{_list(plan.gpus, gpus)}, but all stages of one worker use the same GPUs."
+                f"{_list(plan.gpus, gpus)}, but all stages of one worker must use the same GPUs."
             )
         if plan.tp_size > 1 and len(accelerated) > 1:
             others = ", ".join(other.name for other in accelerated if other is not plan)
             raise StartupError(
                 f"Worker {name} would run {plan.name} in {plan.tp_size} ranks beside {others}, but a stage with "
-                "several ranks needs a worker without other accelerated stages."
+                "several ranks needs a worker without other stages that can use a GPU."
             )
     own = {plan.name: settings[plan.name] for plan in plans}
     return WorkerPlan(
@@ -150,13 +153,15 @@ def _environment(worker: str, stages: Mapping[str, StageConfig]) -> dict[str, st
     for name, stage in stages.items():
         if "CUDA_VISIBLE_DEVICES" in stage.environment:
             raise StartupError(
-                f"stages.{name}.environment: the server sets CUDA_VISIBLE_DEVICES from gpus; set gpus instead."
+                f"stages.{name}.environment: the server itself sets CUDA_VISIBLE_DEVICES; set stages.{name}.gpus "
+                "instead."
             )
         for variable, value in stage.environment.items():
             other, said = joined.setdefault(variable, (name, value))
             if said != value:
                 raise StartupError(
-                    f"Worker {worker} cannot have both {variable}={said} for {other} and {variable}={value} for {name}."
+                    f"Worker {worker} cannot set the environment variable {variable} both to {said} for {other} and to "
+                    f"{value} for {name}."
                 )
     return {variable: value for variable, (_, value) in joined.items()}
 

@@ -377,7 +377,7 @@ class Agent:
         stopped = self._launcher is not None and is_stopped(self._launcher.pid)
         self._stopped_seconds = self._stopped_seconds + SAMPLE_SECONDS if stopped else 0.0
         if self._launcher is not None and self._stopped_seconds > self._link.lease_seconds:
-            logger.error("the fork server (pid %d) has been stopped; killing it", self._launcher.pid)
+            logger.error("the fork server (pid %d) is suspended by a signal; killing it", self._launcher.pid)
             self._launcher.kill_all()
 
     def _take_open(self, message: OpenForkServer, _: Received) -> None:

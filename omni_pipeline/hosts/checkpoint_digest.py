@@ -21,8 +21,8 @@ _MOST_NAMES = 3
 
 
 def digest(model_path: str) -> dict[str, str]:
-    """The SHA-256 of each file of a checkpoint that can change the results of the model. The keys are the names of the
-    files. For a weight file, the hash covers only its size and its header.
+    """The SHA-256 of the files in a checkpoint, keyed by the names of the files. Files that cannot change the results
+    of the model are left out. For a weight file, the hash covers only its size and its header.
 
     Args:
         model_path: Directory of the checkpoint; empty if the stages load no checkpoint.

@@ -46,7 +46,7 @@ from omni_pipeline.wire.keys import new_key_pair
 from omni_pipeline.wire.network import HostLink
 from omni_pipeline.wire.transport import MAIN, make_run_dir
 
-# The kind of the orders for invitations, for `control_socket`.
+# The argument `kind` of `ControlSocket` for orders to make invitations.
 INVITING = "invite"
 
 _TOKEN_BYTES = 32
@@ -151,7 +151,7 @@ class Cluster:
             door.bind(f"tcp://{shown}:{port or '*'}")
         except zmq.ZMQError as error:
             raise StartupError(
-                f"Cannot wait for other hosts on {listen} port {port} ({error.strerror}): check cluster.listen and "
+                f"Cannot listen for other hosts on {listen} port {port} ({error.strerror}): check cluster.listen and "
                 "cluster.port."
             ) from error
         return door.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -260,13 +260,16 @@ class Cluster:
         if guest is None or not self._may_join(guest, key, hello.token):
             logger.warning("a host that uses the name %.40s tried to join without a valid invitation", hello.host)
             return Refused(
-                "The invitation is not valid. Each invitation can be used only once: make a new one with "
+                "The invitation is not valid. Each invitation can be used only once: make a new invitation with "
                 "`sgl-omni invite HOST`."
             )
         guest.token, guest.key, guest.route = "", key, route
         differing = differences(own_versions(), hello.versions)
         if differing:
-            return Refused(f"The software of the host differs: {'; '.join(differing)}. Install the same versions.")
+            return Refused(
+                f"The versions of the software on the host and on the server differ: {'; '.join(differing)}. Install "
+                "the server's versions on the host."
+            )
         link, config = self.link, guest.config
         return Welcome(
             model_path=config.model_path or self._expected.model_path,
@@ -288,13 +291,14 @@ class Cluster:
         name = next((name for name, guest in self._guests.items() if guest.route == route and guest.key == key), None)
         if name is None:
             return Refused(
-                "The host has not been admitted with a valid invitation: make a new one with `sgl-omni invite HOST`."
+                "The host has not been admitted with a valid invitation: make a new invitation with `sgl-omni invite "
+                "HOST`."
             ), None
         differing = different_files(self._expected.digest, introduction.digest)
         if differing:
             reason = (
                 f"The checkpoint at {introduction.model_path} on the host differs from the server's checkpoint: "
-                f"{differing}. Copy the server's checkpoint, or set hosts.{name}.model_path."
+                f"{differing}. Copy the server's checkpoint to this path, or set hosts.{name}.model_path."
             )
             return Refused(reason), None
         guest = self._guests[name]
@@ -323,6 +327,6 @@ class Cluster:
         """
         for name, guest in self._guests.items():
             if guest.member is not None and not self._answer(guest.route, Waiting()):
-                logger.warning("host %s has left before the start", name)
+                logger.warning("host %s left before the workers started; the host has to join again", name)
                 guest.member = None
         self._timer = self._loop.call_later(WAITING_SECONDS, self._comfort)

@@ -253,7 +253,7 @@ def _connect(order: Connect) -> str:
             ) from None
         raise _RefusedError(
             f"Cannot connect to the Ray cluster at {order.address}: {_sentence(error)} This machine must be a node of "
-            "the cluster (ray start)."
+            "the cluster; to add a node, run `ray start` on it."
         ) from error
     context = ray.get_runtime_context()
     _check_door(probe(context.gcs_address), context.gcs_address, order.unauthenticated)

@@ -118,7 +118,9 @@ class RayHosts:
                 outcome = NoRoom(name, str(error))
             if isinstance(outcome, NoRoom):
                 if outcome.reason != explained:
-                    logger.warning("host %s has no node. %s The server tries again.", name, outcome.reason)
+                    logger.warning(
+                        "the agent of host %s has no node to run on. %s The server tries again.", name, outcome.reason
+                    )
                 explained, pause = outcome.reason, ROOM_SECONDS
             else:
                 pause = self._restarts[name].ended(time.monotonic())

@@ -19,7 +19,7 @@ import ray
 # Maximum time, in seconds, that an agent may take to end its workers.
 STOP_SECONDS = 8.0
 
-# Number of the last lines of an agent's output that can explain its end.
+# Number of lines to keep from the end of an agent's output. The last line can explain why the agent ended.
 _LAST_LINES = 20
 
 
@@ -27,8 +27,9 @@ class Keeper:
     """Starts an agent.
 
     Args:
-        invitation: The text of the invitation. The agent reads it from its standard input, because other users can see
-            the arguments of a command, and the processes of this user can see its environment.
+        invitation: The text of the invitation. The agent reads this text from its standard input. Arguments are not
+            used for this, because other users can see the arguments of a process. Environment variables are not used,
+            because other processes of this user can see the environment of a process.
     """
 
     def __init__(self, invitation: str) -> None:

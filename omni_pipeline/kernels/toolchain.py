@@ -62,8 +62,8 @@ def find(environment: Mapping[str, str]) -> Toolchain:
         missing.append("Python.h: Triton builds its kernels as Python modules; install Python's headers (python3-dev)")
     if named is not None and (parts := cuda_toolkit.lacking(Path(named))):
         missing.append(
-            f"nvcc: CUDA_HOME is {named}, which lacks {', '.join(parts)}; set it to a complete CUDA toolkit, or "
-            "unset it to use one made from NVIDIA's Python packages"
+            f"nvcc: CUDA_HOME is {named}, which lacks {', '.join(parts)}; set the variable to a "
+            "complete CUDA toolkit, or unset the variable to use a toolkit that is made from NVIDIA's Python packages"
         )
     elif toolkit is None and not packages:
         missing.append(
@@ -108,7 +108,7 @@ def notes(workers: Iterable[WorkerPlan]) -> tuple[str, ...]:
 def describe(lines: tuple[str, ...]) -> str:
     """One message that lists all missing tools."""
     listed = "".join(f"\n  {line}." for line in lines)
-    return f"GPU kernels are compiled at their first use, and this machine lacks tools for that:{listed}"
+    return f"GPU kernels are compiled at their first use, but this machine lacks tools for the compilation:{listed}"
 
 
 def _own_directories() -> list[str]:

@@ -1,4 +1,6 @@
-"""Searches the gapless capacity of a simulated deployment, as `sgl-omni bench --capacity` does on a server."""
+"""Searches for the gapless capacity of a simulated deployment: the largest number of streams whose sound has no gaps.
+`sgl-omni bench --capacity` measures the gapless capacity of a server in the same way.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,10 @@ class Capacity(Struct, frozen=True):
 
     Attributes:
         streams: The largest number of streams that play without a gap; 0 if one stream already has gaps.
-        fails_at: The smallest simulated number above `streams` at which streams have gaps; None if there is none up to
-            the limit of the search.
-        audio_seconds_per_second: The largest number of seconds of sound per second, at any simulated number of streams.
+        fails_at: A simulated number of streams that has gaps: the smallest such number that is larger than `streams`.
+            None if the search has found no such number.
+        audio_seconds_per_second: Seconds of sound that arrive per second, at the simulated number of streams with the
+            most sound.
     """
 
     streams: int
@@ -34,11 +37,12 @@ class Capacity(Struct, frozen=True):
 
 
 def find_capacity(scenario: Scenario, shape: RequestShape, *, frame_seconds: float, most: int, seed: int) -> Capacity:
-    """Search the largest number of streams that play without a gap. A *level* is one number of streams.
+    """Search for the largest number of streams that play without a gap. A *level* is one number of streams.
 
-    First, the level is doubled until a level has gaps, and has hardly more sound per second than the smaller levels.
-    Then the search bisects between the largest level without gaps and the next level with gaps. It ends when they
-    differ by 1 stream, or by at most 5 % of the level without gaps.
+    First, the search doubles the level, but not beyond `most`. The doubling ends at a level that has gaps and makes at
+    most 5 % more sound per second than the best smaller level. Then the search bisects between the largest level
+    without gaps and the next larger level with gaps. The search ends when these two levels differ by 1 stream, or by at
+    most 5 % of the level without gaps.
 
     Args:
         shape: The requests; they must have audio frames.
@@ -81,8 +85,9 @@ def find_capacity(scenario: Scenario, shape: RequestShape, *, frame_seconds: flo
 
 
 def _judge(scenario: Scenario, load: Load, shape: RequestShape) -> Prediction:
-    """Simulate a level. If too many answers have gaps, but a second simulation could make the mean sufficient, simulate
-    the level once more with other random times. The result then has the mean share of answers without gaps.
+    """Simulate a level. If too many answers have gaps, a second simulation with other random times may follow. It
+    follows only if the mean share of answers without gaps in both simulations could reach `GAPLESS_SHARE`. After a
+    second simulation, the result contains this mean share.
     """
     found = simulate(scenario, load, shape)
     share = found.gapless or 0.0

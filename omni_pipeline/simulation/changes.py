@@ -28,8 +28,9 @@ class Change(Struct, frozen=True):
 
 
 def changes(workers: tuple[SiteWorker, ...], graph: Graph, used: Collection[str]) -> Iterator[Change]:
-    """Yields changes of two kinds. First, one more replica of a group, on GPUs that no other stage uses. Then, the move
-    of a stage or a group from a GPU that it shares with other stages to one more GPU.
+    """Yields changes of two kinds. The first changes each add one replica of a group, on GPUs that no other stage uses.
+    The later changes each add one GPU, and move a stage or a group to this GPU. Before the move, the stage or the group
+    shares its GPU with other stages.
 
     Replicas of configured groups come first. Then come the graph's groups and stages that are in no configured group,
     and the whole pipeline if no group is configured. Stages that cannot compute on a GPU are considered only in groups.

@@ -1,6 +1,7 @@
-"""Reads the laws of a simulation: published laws by name, laws from a file, or laws from the metrics of a server.
+"""Reads the laws of a simulation. The law of a stage gives the time of a step (see `contract.simulation.StepLaw`).
 
-A law file is YAML or JSON. It contains the law of each stage (`contract.simulation.StepLaw`):
+The laws come from a set of published laws, from a file, or from the metrics of a server. A law file is YAML or JSON,
+and contains the laws of stages:
 
     base: published                     # laws of stages that the file does not contain
     source: measured on one H100
@@ -9,10 +10,11 @@ A law file is YAML or JSON. It contains the law of each stage (`contract.simulat
       talker_ar: {points: [[1, 0.0071], [4, 0.008], [6, 0.0091]]}
     costs: {gateway: 0.003}             # see network.Costs
 
-A metrics page contains sums since the start of the server. So a single page gives one point: a mean batch, and the mean
-time of its step. The published law is then scaled so that it goes through this point. If there are several pages, each
-page after the first gives a point for the time since the page before it. The law for several points of different
-batches is the straight line that fits them best. Each step has the same weight.
+A metrics page contains sums since the start of the server. So a single page gives one point: the mean number of items
+in a step, and the mean time of a step. The published law is then scaled so that it gives this time for this number of
+items. If there are several pages, each page after the first gives a point for the time since the page before it. If the
+points have different numbers of items, the law is the straight line that fits the points best. In this fit, each step
+has the same weight.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ _PROMPT, _CACHED = "omni_stage_prompt_tokens_total", "omni_stage_prompt_tokens_c
 
 
 class Laws(Struct, frozen=True):
-    """The laws and the other costs of a simulation.
+    """The laws of a simulation, and the times that do not depend on the model (see `network.Costs`).
 
     Attributes:
         source: Where the laws come from.
@@ -70,7 +72,7 @@ class LawFile(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Point(Struct, frozen=True):
-    """A mean batch, the mean time of its step, and the number of steps."""
+    """The mean number of items in a step, the mean time of a step, and the number of steps."""
 
     items: float
     seconds: float
@@ -134,7 +136,7 @@ def _check(law: StepLaw, place: str) -> None:
     if any(one[0] >= other[0] for one, other in zip(law.points, law.points[1:], strict=False)):
         raise StartupError(f"{place}.points: sort the points by number of items, and write each number only once.")
     if law.points and (law.step or law.item):
-        raise StartupError(f"{place}: points cannot be combined with step or item.")
+        raise StartupError(f"{place}: 'points' cannot be combined with 'step' or 'item'.")
 
 
 def _is_page(name: str) -> bool:
@@ -181,8 +183,8 @@ def _counters(name: str) -> dict[tuple[str, str], float]:
 def _points(
     pages: Sequence[dict[tuple[str, str], float]], stage: str, token: float, counter: str | None
 ) -> Iterator[_Point]:
-    """For each pair of successive pages, the mean step of a stage in the time between them. If there is only one page,
-    the mean step since the start of the server.
+    """The points of a stage. If there are several pages, each pair of successive pages gives a point for the steps
+    between these two pages. A single page gives a point for the steps since the start of the server.
 
     Args:
         token: Time of one prompt token. The time of all computed prompt tokens is subtracted from the steps' time.
@@ -203,7 +205,9 @@ def _points(
 
 
 def _fitted(points: Sequence[_Point], base: StepLaw) -> StepLaw:
-    """A law that goes through one point, or as near as possible to several points."""
+    """The law for the points of a stage. If the points have different numbers of items, the law is the straight line
+    that fits the points best. Otherwise, the law is `base`, scaled to the mean time of the points.
+    """
     steps = sum(point.steps for point in points)
     items = sum(point.steps * point.items for point in points) / steps
     seconds = sum(point.steps * point.seconds for point in points) / steps

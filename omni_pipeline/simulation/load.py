@@ -1,4 +1,4 @@
-"""When the clients of a simulation send their requests."""
+"""Defines which requests the clients of a simulation send, and when they send them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ Count = Annotated[int, Meta(ge=1)]
 
 
 class RequestShape(Struct, frozen=True):
-    """The requests of a load, which are all equal. See `contract.simulation.SimulatedRequest` for the attributes."""
+    """The size of a request. All requests of a load have the same size. `contract.simulation.SimulatedRequest` explains
+    the attributes.
+    """
 
     prompt_tokens: int = 200
     answer_tokens: int = 64
@@ -19,14 +21,15 @@ class RequestShape(Struct, frozen=True):
 
 
 class Load(Struct, frozen=True):
-    """The clients, and the time that is measured.
+    """Describes when clients send requests, and which part of the simulated time is measured.
 
     There are two kinds of loads. In a closed loop of `streams` clients, each client sends its next request when its
     answer is complete. In an open loop, requests are sent at random times at the given `rate`.
 
     Attributes:
         streams: Number of clients of a closed loop; 0 for an open loop.
-        rate: Requests per second of an open loop, as a Poisson process.
+        rate: Mean number of requests per second in an open loop; 0 for a closed loop. The requests are a Poisson
+            process.
         seconds: Length of the measured time. If it is 0, `requests` determines the length.
         requests: Number of measured requests. The simulation ends when they are all answered.
         spread: The clients of a closed loop begin at random times, spread over this number of seconds. If it is 0, they

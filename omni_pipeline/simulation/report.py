@@ -20,7 +20,8 @@ class ChangeResult(Struct, frozen=True):
 
     Attributes:
         gpus: Number of additional GPUs.
-        gain: Answers per second, divided by those of the unchanged deployment, minus 1.
+        gain: Growth of the answers per second, relative to the unchanged deployment. For example, 0.1 means 10 % more
+            answers per second.
         capacity: The gapless capacity; None if it was not searched.
     """
 

@@ -69,7 +69,8 @@ class Use(Struct, frozen=True):
         name: The stage with the number of its replica, or the GPU.
         busy: Fraction of the time in which a step ran.
         batch: Mean number of items in a step; None for a GPU, and for a stage without steps.
-        where: For a stage, its GPUs, or its host if it has no GPU. For a GPU, the stages that run on it.
+        where: For a stage with GPUs: the GPUs. For a stage without GPUs: the host. For a GPU: the stages that run on
+            the GPU.
     """
 
     name: str

@@ -36,10 +36,11 @@ class Scenario(Struct, frozen=True):
 
     Attributes:
         graph: The stages that the deployment runs.
-        laws: The law of each stage. A stage without a law takes no time.
+        laws: The law of each stage (see `StepLaw`). The steps of a stage without a law take no time.
         gpu_labels: The names of the GPUs in the results, by their indices.
-        jitter: Maximum random change of the time of each step, as a fraction of the time from its law. Without jitter,
-            workers can stay synchronised with each other, which real workers do not.
+        jitter: Maximum random change of the time of each step, as a fraction of the time that the law gives. Without
+            such changes, simulated workers can stay synchronised with each other. Real workers do not stay
+            synchronised.
     """
 
     graph: Graph

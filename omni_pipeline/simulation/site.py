@@ -1,4 +1,4 @@
-"""Where the stages of a simulated deployment run."""
+"""Describes which process of a simulated deployment runs which stages, and on which GPUs."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ _LEAST_SLEEP = 1e-6
 
 
 class Gpu:
-    """A GPU on which one step runs at a time. Processes that wait for it get it in the order in which they asked.
+    """A GPU on which one step runs at a time. If several processes wait for the GPU, the process that has waited
+    longest gets the GPU first.
 
     Attributes:
         busy: Seconds of all steps that have ended.
@@ -78,8 +79,8 @@ class _Spend(NamedTuple):
 
 
 class Worker:
-    """A simulated process. Its loop works like that of `omni_pipeline.worker.loop`: it receives messages, and then each
-    stage that has work computes a step.
+    """A simulated process. It has the same loop as a real worker (see `omni_pipeline.worker.loop`): the process
+    receives messages, and then each stage that has work computes a step.
 
     Args:
         stages: The stages by name, in graph order.

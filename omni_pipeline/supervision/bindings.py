@@ -28,8 +28,8 @@ class Bindings:
     """The replicas of all open requests. A request always keeps its replicas.
 
     Args:
-        prompts: The prompts at the replicas with prefix caches. The choice of a replica depends on these prompts only
-            in the groups that `prompts` contains.
+        prompts: The prompts that wait at each replica, and the prompts that are probably in each replica's prefix
+            cache. These prompts affect the choice of a replica only in the groups in `prompts.groups`.
         overload: See `config.schema.Routing`.
     """
 

@@ -74,8 +74,8 @@ class Forgetting:
             self._settle(request_id)
 
     def end_connection(self, sender: str, receiver: str) -> None:
-        """Note that a connection between two processes has ended, and with it all messages in transit. The main process
-        has an empty name. If the receiver is the main process, the sender's answers are lost.
+        """Note that a connection between two processes has ended. All messages in transit on this connection are lost.
+        The main process has an empty name. If the receiver is the main process, the answers of the sender are lost.
         """
         for request_id, abandoned in list(self._requests.items()):
             if receiver:

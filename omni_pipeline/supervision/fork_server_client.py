@@ -129,7 +129,7 @@ class Launcher:
         self._control.shutdown(socket.SHUT_WR)
 
     def kill_all(self) -> None:
-        """End the fork server and, through the kernel, every worker now."""
+        """Kill the fork server now. The kernel then kills every worker."""
         self._process.kill()
 
     def close(self) -> None:

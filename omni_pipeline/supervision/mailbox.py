@@ -103,8 +103,8 @@ class Mailbox:
         self._watch_connections()
 
     def send(self, message: Message, *addresses: str) -> None:
-        """Send one message to each of `addresses`. Empty addresses are ignored: they belong to processes on other hosts
-        that have ended or have not loaded yet.
+        """Send one message to each of `addresses`. Empty addresses are ignored. A process on another host has an empty
+        address if the process has ended or has not loaded yet.
         """
         frames = self._codec.encode(message)
         for address in filter(None, addresses):
@@ -134,7 +134,11 @@ class Mailbox:
     def _dispatch(self, message: Message, received: Received) -> None:
         handler = self._handlers.get(type(message))
         if self._only_from and received.host not in ("", self._only_from):
-            logger.error("host %s sent a %s, which it may not send", received.host, type(message).__name__)
+            logger.error(
+                "host %s sent a message of the type %s, which this host may not send",
+                received.host,
+                type(message).__name__,
+            )
         elif handler is None:
             # the log must not contain the content of a request
             logger.error("received a message for another process: %s", type(message).__name__)

@@ -145,7 +145,7 @@ class Supervisor:
         self._fleet.join(member)
 
     def kill(self) -> None:
-        """Kill every worker now. A `stop` that waits for the workers then continues."""
+        """Kill every worker now. If `stop` is waiting for the workers to end, `stop` can then continue."""
         self._fleet.kill()
 
     # --- the pipeline ---
@@ -164,8 +164,8 @@ class Supervisor:
         self._noted = noted
 
     def budget(self, claimed: Callable[[Claim, Callable[[], None]], None]) -> None:
-        """Set the receiver of claims; see `gateway.pipeline.Pipeline`. While there is no receiver, each claim is
-        granted at once.
+        """Set the receiver of every `wire.messages.Claim`, with which a stage asks for memory; see
+        `gateway.pipeline.Pipeline`. While there is no receiver, every `Claim` is granted at once.
         """
         self._claimed = claimed
 
@@ -297,12 +297,12 @@ class Supervisor:
 
     @property
     def problem(self) -> str | None:
-        """The reason why the pipeline cannot serve all requests now; None if it can."""
+        """The reason why the pipeline cannot serve all requests now; None if there is no such reason."""
         return "the server is shutting down" if self._fleet.stopping else self._roster.problem()
 
     @property
     def degraded(self) -> str | None:
-        """The reason why some replica cannot serve requests now; None if all replicas can."""
+        """The reason why some replica cannot serve requests now; None if all replicas can serve requests."""
         return self._roster.degraded()
 
     @property
@@ -437,7 +437,9 @@ class Supervisor:
     # --- connections to other hosts ---
 
     def _take_lost_connection(self, message: ConnectionLost, received: Received) -> None:
-        """Handle a worker's report that one of its connections has ended: end the requests that use both processes."""
+        """Handle a worker's report that its connection to another process has ended. Ends the requests that use both
+        the worker and this other process.
+        """
         sender = self._fleet.sender(message, received)
         if sender is None:
             return
@@ -466,7 +468,9 @@ class Supervisor:
                 self._lose_connection(None, worker)
 
     def _lose_connection(self, sender: WorkerState | None, receiver: WorkerState | None) -> None:
-        """End the requests whose messages may have been lost between two processes. None is the main process."""
+        """End the requests whose messages may have been lost between two processes. If an argument is None, it means
+        the main process.
+        """
         self.connections_lost += 1
         plans = [worker.plan for worker in (sender, receiver) if worker is not None]
         used = [set(self._bindings.requests(plan.group, plan.replica)) for plan in plans if plan.group]

@@ -40,7 +40,8 @@ from omni_pipeline.worker.process import Assignment
 # Number of pings in `lease_seconds`.
 PINGS_PER_LEASE = 5
 
-# The offset of a host's clock is computed from the fastest of this number of latest pings.
+# Number of latest pings to keep for each host. The offset of a host's clock is computed from the fastest of these
+# pings.
 CLOCK_PINGS = 16
 
 # A new offset of a clock is reported if it differs from the reported offset by more than this number of seconds.
@@ -125,7 +126,7 @@ class RemoteLauncher:
             self._mailbox.send(ServerEnds(), self._address)
 
     def kill_all(self) -> None:
-        """End the fork server, and so every worker of the host, now."""
+        """End the fork server of the host at once. Then all workers of the host end too."""
         if self.state is not LauncherState.GONE:
             self._mailbox.send(CloseForkServer(self.number, at_once=True), self._address)
 

@@ -14,8 +14,8 @@ from enum import Enum
 from msgspec import Struct
 
 OPEN_TOKENS = 128
-"""The load of one open request, in addition to its waiting prompt. The unit is prompt tokens. While an answer is
-generated, each of its steps delays the prompts of other requests.
+"""The load of one open request, in prompt tokens. If the prompt of the request still waits, its tokens are added to
+this load. While the answer is generated, each step for the answer delays the prompts of other requests.
 """
 
 
@@ -54,7 +54,8 @@ class Choice(Struct, frozen=True):
 
 
 def choose(candidates: Sequence[Candidate], prompt_tokens: int, overload: float, latest: int) -> Choice:
-    """Choose the replica with the lowest sum of its load and of the part of the prompt that it has to compute.
+    """Choose the replica with the lowest score. The score of a replica is the sum of two numbers: the load of the
+    replica, and the number of prompt tokens that the replica must compute for the new request.
 
     The cache of an overloaded replica does not count. A replica is overloaded if its load is more than `overload` times
     the mean load. The mean includes the new request, because otherwise a single short answer would make a replica

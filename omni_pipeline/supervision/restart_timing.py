@@ -1,5 +1,5 @@
-"""Decides when to restart a worker that has ended. Also decides after how many ends in a row a worker counts as
-looping. An operator must look for the cause of a loop.
+"""Decides when to restart a worker that has ended, and whether a worker counts as looping. A worker that loops has
+ended many times in a row. An operator must then look for the cause.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from omni_pipeline.supervision.control_socket import OrderError
 from omni_pipeline.supervision.worker_lifecycle import Fleet
 from omni_pipeline.supervision.worker_state import Phase, WorkerState
 
-# The kind of the orders, for `control_socket`.
+# The argument `kind` of `ControlSocket` for orders to change the number of replicas.
 SCALING = "scale"
 
 
@@ -74,7 +74,7 @@ class Scaling:
             )
         async with self._turn:
             if self._fleet.starting or self._fleet.stopping:
-                raise ScalingError("The server is starting or stopping.")
+                raise ScalingError("The number of replicas cannot change while the server starts or stops.")
             running = self._fleet.roster.replicas()[group]
             absent = sorted(planned.keys() - running.keys())
             for replica in absent[: max(0, number - len(running))]:
@@ -116,7 +116,8 @@ class Scaling:
         roster = self._fleet.roster
         for worker in workers:
             worker.phase = Phase.LEAVING
-        tell(f"Waiting for the requests of replica {replica} to end: {len(self._bindings.requests(group, replica))}.")
+        number = len(self._bindings.requests(group, replica))
+        tell(f"Waiting for the requests of replica {replica} to end. Number of requests: {number}.")
         await self._fleet.until(lambda: self._fleet.stopping or not self._bindings.requests(group, replica))
         for worker in workers:
             if worker in roster:

@@ -321,7 +321,7 @@ class Fleet:
         """Add a host that has joined again, and start its workers."""
         if self.stopping:
             return
-        self.hosts.lose(member.name, "its agent has joined again")
+        self.hosts.lose(member.name, "its agent has joined again over a new connection")
         self._run_dirs[member.name] = member.run_dir
         self._keys[member.name] = member.public_key
         self._tell_keys()
@@ -418,7 +418,7 @@ class Fleet:
     # --- replicas that come and go ---
 
     def add(self, plan: WorkerPlan) -> None:
-        """Add a worker of a replica while the others run."""
+        """Add a worker of a new replica while the other workers run."""
         worker = self.roster.add(plan)
         worker.host_lost = bool(plan.host) and plan.host not in self.hosts.members
         self._announce(worker)
@@ -441,7 +441,7 @@ class Fleet:
         self.changed()
 
     def _restart(self, worker: WorkerState) -> None:
-        """Plan the next process of a worker, and announce it to the other workers."""
+        """Plan the next process of a worker, and announce this process to the other workers."""
         self.roster.move(worker)
         self._announce(worker)
         if worker.host_lost:  # the worker starts when its host has joined again
@@ -575,7 +575,7 @@ class Fleet:
         stopped = self._launcher.state is not LauncherState.GONE and is_stopped(self._launcher.pid)
         self._launcher_stopped = self._launcher_stopped + min(elapsed, 2 * LOOK_SECONDS) if stopped else 0.0
         if self._launcher_stopped > self._bounds.silent_seconds:
-            logger.error("the fork server (pid %s) has been stopped; killing it", self._launcher.pid)
+            logger.error("the fork server (pid %s) is suspended by a signal; killing it", self._launcher.pid)
             self._launcher.kill_all()
         loop.call_later(LOOK_SECONDS, self._examine_workers)
 
@@ -595,7 +595,7 @@ class Fleet:
             async with asyncio.timeout(patience):
                 await self.until(lambda: self._all_gone() or not self.pids)
         except TimeoutError:
-            logger.warning("killing %s, still busy after %g s", ", ".join(self.pids), patience)
+            logger.warning("killing the workers %s, which have not ended within %g s", ", ".join(self.pids), patience)
         for launcher in self._launchers:
             launcher.hang_up()
         with contextlib.suppress(TimeoutError):

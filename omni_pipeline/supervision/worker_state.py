@@ -84,8 +84,8 @@ class WorkerState(Struct):
         plan: The plan of the worker.
         address: Endpoint of the worker's process on the process's own host. While the worker has no process, endpoint
             of the next process.
-        remote_address: Endpoint of the worker's process for other hosts. Empty until the process has loaded, and if the
-            service runs on one host.
+        remote_address: Endpoint of the worker's process for other hosts. Empty until the process has loaded. Always
+            empty if the service runs on one host.
         incarnation: Number of earlier processes of this worker.
         running: Whether the start of the process has been ordered, and the process has not ended since then.
         pid: Id of the process, once it is known.
@@ -238,8 +238,8 @@ class Roster:
         return addresses
 
     def address(self, stage: str, bound: Mapping[str, int]) -> str:
-        """Endpoint, for the main process, of the process of `stage` that works for a request with the replicas in
-        `bound`. Raises LookupError if there is no such process.
+        """The endpoint to which the main process sends the messages of a request for `stage`. `bound` contains the
+        replicas that the request uses. Raises LookupError if no worker runs the stage for these replicas.
         """
         for worker in self:
             if stage in worker.plan.stage_names and works_for(worker.plan, bound):
@@ -414,9 +414,9 @@ def works_for(plan: WorkerPlan, bound: Mapping[str, int]) -> bool:
 
 
 def _hopelessness(lacking: Sequence[WorkerState]) -> tuple[bool, int]:
-    """A sort key for replicas. A replica with a smaller key can probably work sooner. Replicas without a worker that
-    loops or has lost its host come before replicas with such a worker. Among replicas that are equal in this respect,
-    replicas with fewer missing workers come first. `lacking` are the missing workers of a replica.
+    """A sort key for replicas. A replica with a smaller key can probably work sooner. `lacking` are the missing workers
+    of a replica. The first part of the key is true if one of these workers loops or has lost its host. The second part
+    is the number of these workers.
     """
     return any(worker.restarts.looping or worker.host_lost for worker in lacking), len(lacking)
 

@@ -1,8 +1,8 @@
 """Defines the messages between the main process and the agents of other hosts, and the messages about connections
 between hosts.
 
-An agent runs the fork server of its host. It passes the packets between the main process and this fork server on, in
-both directions. So the main process starts a worker on another host with the same order as a worker on its own host.
+An agent runs the fork server of its host. The agent passes on the packets that the main process and this fork server
+send to each other. So the main process starts a worker on another host with the same order as a worker on its own host.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class HostPong(Struct, tag="host_pong"):
     """An agent's answer to a `HostPing`.
 
     Attributes:
-        sent: The `sent` of the ping.
+        sent: The value of `sent` in the ping.
         clock: Time of answering, by the clock of the agent's host.
     """
 
@@ -71,7 +71,7 @@ class ForkServerPacket(Struct, tag="fork_server_packet"):
 
 
 class ForkServerEnded(Struct, tag="fork_server_ended"):
-    """Reports that an agent's fork server has ended, and with it all workers of the host."""
+    """Reports that an agent's fork server has ended. All workers of the host have ended too."""
 
     number: int
 

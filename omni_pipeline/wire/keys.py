@@ -12,7 +12,8 @@ KEY_CHARACTERS = 40
 
 
 class KeyPair(Struct, frozen=True):
-    """A CURVE key pair as z85 text. Logs and error messages contain the `repr` of objects, so it leaves out `secret`.
+    """A CURVE key pair as z85 text. The `repr` of a key pair leaves out `secret`, because logs and error messages
+    contain the `repr` of objects.
 
     Attributes:
         public: The key that other hosts know.

@@ -43,7 +43,7 @@ class HostLink(Struct, frozen=True):
         ports: The first and the last port that the process may bind. ``(0, 0)`` allows any free port.
         hosts: The public key of each host that may send messages now, by name.
         lease_seconds: A host that is silent for this time counts as dead.
-        reachable_as: IP address at which other hosts reach this host; empty if it is `listen`.
+        reachable_as: IP address at which other hosts reach this host. Empty if other hosts reach this host at `listen`.
     """
 
     host: str
@@ -76,12 +76,14 @@ class Refusals:
         now = time.monotonic()
         if now >= self._next_line:
             self._next_line = now + LOG_SECONDS
-            logger.warning("refused %d %s since the start; the last one: %s", self.count, self._what, reason)
+            logger.warning(
+                "refused %d %s since the start; the reason of the last refusal: %s", self.count, self._what, reason
+            )
 
 
 class Network:
-    """The other hosts, as far as this process may exchange messages with them. A process has at most one network, and
-    creates it before its inbox.
+    """The other hosts with which this process may exchange messages. A process has at most one `Network`, and creates
+    the `Network` before its inbox.
 
     Args:
         context: The process's ZeroMQ context.
@@ -121,8 +123,8 @@ class Network:
         This affects each message that the inbox receives afterwards, even over a connection that exists already.
 
         Raises:
-            ValueError: a key is malformed, two hosts have the same key, or a name is empty, which would mean this host.
-                Then the allowlist does not change.
+            ValueError: a key is malformed, two hosts have the same key, or the name of a host is empty. (An empty name
+                means this host.) In all three cases, the allowlist does not change.
         """
         for name, key in hosts.items():
             if not name:

@@ -28,7 +28,7 @@ PIECE_BYTES = 1024 * 1024
 _OVERHEAD_BYTES = 256
 
 # The ZAP domain of the sockets whose connections are checked by the handler in `network`. ZeroMQ requires a domain, and
-# passes it to the handler, which does not use it.
+# passes the domain to the handler. The handler does not use the domain.
 _DOMAIN = b"omni"
 
 # All of these events mean that the connection has ended or was never made.
@@ -69,7 +69,7 @@ def listen(socket: zmq.Socket[bytes], network: Network) -> str:
     if reachable.is_unspecified:
         raise StartupError(
             f"Other hosts cannot send messages to {reachable}: set the address of this host's network card instead, in "
-            "cluster.listen or hosts.….listen, or with sgl-omni join --listen."
+            "cluster.listen or hosts.….listen, or with `sgl-omni join --listen`."
         )
     _limit(socket, link, bound.version == 6)
     socket.curve_server = True
@@ -123,8 +123,9 @@ class Connection:
         link = network.link
         self.socket = context.socket(zmq.PUSH)
         self.socket.set_hwm(0)
-        # After a connection has ended, ZeroMQ keeps its unsent messages for this time, although they cannot be sent any
-        # more. The default is for ever, and the context could then never be terminated.
+        # This is the time for which ZeroMQ keeps the unsent messages of a connection that has ended. These messages
+        # cannot be sent any more. By default, ZeroMQ keeps them for ever, and then the context could never be
+        # terminated.
         self.socket.setsockopt(zmq.LINGER, 0)
         _limit(self.socket, link, "[" in self._endpoint)
         self.socket.curve_serverkey = key.encode()
@@ -251,5 +252,5 @@ def _bind(
             return port_of(socket.getsockopt_string(zmq.LAST_ENDPOINT))
     raise StartupError(
         f"All ports from {first} to {last} of {address} are in use. Each process that receives messages from other "
-        "hosts needs a port: set a larger range in cluster.ports, or end the programs that use them."
+        "hosts needs a port: set a larger range in cluster.ports, or end the programs that use these ports."
     )

@@ -54,7 +54,7 @@ class Notes(Struct, tag="notes"):
     stepped: list[Stepped]
 
     def shifted(self, seconds: float) -> Notes:
-        """The same notes with `seconds` added to every time, which converts them to the clock of another host."""
+        """The same notes with `seconds` added to every time. This converts the times to the clock of another host."""
         took = [
             Took(
                 note.request_id,

@@ -43,9 +43,9 @@ COPY_BELOW_BYTES = 16 * 1024
 # Maximum time, in milliseconds, that a closing process waits until its last messages are sent.
 LINGER_MS = 500
 
-# Each time the inbox has refused this number of parcels, it ends the connection of the latest one. Otherwise, a host
-# that is not allowed any more but sends for ever could keep this process busy. If a dead host has sent fewer parcels,
-# they are only dropped.
+# Each time the inbox has refused this number of parcels, the inbox ends the connection over which the latest refused
+# parcel has arrived. Otherwise, a host that is not allowed any more but never stops sending could keep this process
+# busy. If a dead host has sent fewer parcels, these parcels are only dropped.
 CUT_PARCELS = 1000
 
 # ZeroMQ's name for the other end of an ipc connection begins with this text. For TCP it is the numeric IP address.
@@ -193,7 +193,8 @@ class Inbox:
 
     def _sender(self, network: Network, frame: zmq.Frame) -> str | None:
         """The host that has sent this frame, an empty text for this host, or None if the host may not send now."""
-        # Both texts come from this end's ZeroMQ, so the other end cannot choose them.
+        # ``Peer-Address`` and ``User-Id`` come from ZeroMQ in this process. So the sender of the frame cannot choose
+        # these texts.
         try:
             if str(frame.get("Peer-Address")).startswith(_LOCAL):
                 return ""

@@ -64,7 +64,7 @@ from omni_pipeline.worker.routing import Routing
 HEARTBEAT_SECONDS = 1.0
 
 # Maximum time, in seconds, from an abort to the next heartbeat. The counters in this heartbeat show the freed
-# resources. Also the time after which the loop checks again whether a stage still has data of an aborted request.
+# resources. If a stage still has data of an aborted request, the loop checks this stage again after at most this time.
 SHOW_SECONDS = 0.1
 
 # Maximum number of messages to handle between two steps, so that very many messages cannot stop the stages.
@@ -192,8 +192,8 @@ class WorkerLoop:
             self._handle(message, received)
 
     def _lose_connection(self, address: str) -> None:
-        """Report a connection to another host that has ended. Messages that have been sent may not have arrived. The
-        main process ends the requests that use both processes.
+        """Report that the connection to a process on another host has ended. Messages to this process may not have
+        arrived. So the main process ends the requests that use both this worker and the process on the other host.
         """
         logger.error("the connection to %s has ended", address.partition(" ")[0])
         if address == self._routing.home:
@@ -207,7 +207,9 @@ class WorkerLoop:
     def _handle(self, message: Message, received: Received) -> None:
         if received.host not in ("", MAIN) and not isinstance(message, _FROM_WORKERS):
             kind = type(message).__name__
-            logger.error("host %s sent a %s, which only the main process may send", received.host, kind)
+            logger.error(
+                "host %s sent a message of the type %s, which only the main process may send", received.host, kind
+            )
             return
         match message:
             case Start() | Chunk() | End() if message.target in self._stages:
@@ -370,8 +372,8 @@ class WorkerLoop:
             self._post_later(address, timed)
 
     def _timed_advice(self, advice: Advice[Any], sign: int) -> Advice[Any]:
-        """Returns `advice`, with its times converted to another clock. If there are other hosts, the times in messages
-        between processes are those of the main host's clock.
+        """Returns `advice`, with its times converted to another clock. If there are other hosts, the times in advice
+        between processes are times of the main host's clock.
 
         Args:
             sign: 1 to convert from this host's clock to the main host's clock; -1 for the other direction.

@@ -60,7 +60,7 @@ def _sizes(graphs: dict[str, Any]) -> list[int]:
 
 
 def server_arguments(engine: PlannedEngine) -> Any:
-    """SGLang's resolved arguments for the stage, as when the stage's worker starts the engine."""
+    """SGLang's resolved arguments for the stage. The stage's worker would start the engine with the same arguments."""
     caught: list[Any] = []
 
     def stop(arguments: Any, rank: int) -> Any:

@@ -79,9 +79,9 @@ def _growing(
     more GPUs change the workers of the layout.
 
     Args:
-        checked: The combinations of stages and their numbers of ranks that have already been checked against the
-            checkpoint. Each combination is checked once, not once per kind of GPU, because all GPUs in `CARDS` are of
-            one generation.
+        checked: The combinations that have already been checked against the checkpoint. A combination consists of the
+            name and the number of ranks of each stage. Each combination is checked once, not once per kind of GPU,
+            because all GPUs in `CARDS` are of one generation.
     """
     known: list[tuple[Deployment, FakedStart]] = []
     for count in COUNTS:

@@ -135,7 +135,7 @@ def transparent_pictures(ink: numpy.ndarray) -> dict[str, bytes]:
 
 
 def deep_pictures(grey: numpy.ndarray) -> dict[str, bytes]:
-    """A grey picture, uint8 [height, width], with more than 8 bits."""
+    """Files of a picture, each with more than 8 bits per sample. The argument `grey` is uint8 [height, width]."""
     height, width = grey.shape
     deep = grey.astype(numpy.uint16) * 257
     pgm = b"P5\n%d %d\n65535\n" % (width, height)

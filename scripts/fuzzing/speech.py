@@ -1,4 +1,4 @@
-"""Generates requests to read texts aloud from the API's own description."""
+"""Generates requests from the API's own description. The requests ask the server to read texts aloud."""
 
 from __future__ import annotations
 

@@ -6,8 +6,9 @@
 
 The bare machine needs the checkout, and the bundle that the first command makes.
 
-Unpacks the bundle into a temporary directory. Runs parts.py and then engine.py. Both scripts together take at most the
-given minutes. Prints a line of JSON for each check, and keeps the lines in parts.jsonl and engine.jsonl under --out.
+This script unpacks the bundle into a temporary directory. Then it runs parts.py, and after that engine.py. Both scripts
+together take at most --minutes minutes. For each check, a line of JSON is printed. The files parts.jsonl and
+engine.jsonl in the directory --out keep these lines.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ ENGINE = (
     "openai", "opentelemetry-api", "orjson", "partial-json-parser", "pybase64", "pydantic", "pydantic-core",
     "setproctitle", "sniffio", "starlette", "traitlets", "typing-inspection", "uvicorn",
 )  # fmt: skip
-"""Packages that SGLang's modules import when our modules import them. Torch, transformers and their dependencies are
-left out.
+"""Our modules import some modules of SGLang, and these modules import the packages in this list. Torch, transformers
+and their dependencies are left out.
 """
 
 _SUFFIXES = (".py", ".cuh", ".cu", ".h", ".hpp", ".cpp", "METADATA")

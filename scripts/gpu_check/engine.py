@@ -89,7 +89,9 @@ def check(options: argparse.Namespace) -> None:
 
 
 def _suit_older_torch() -> None:
-    """Make SGLang keep its process groups of one rank as real groups. Torch 2.11 has no way to replace them."""
+    """If torch is too old for `quiet_single_rank_groups`, turn this function off. Then SGLang's process groups of one
+    rank stay ordinary Gloo groups. Torch 2.11, for example, lacks a function that `quiet_single_rank_groups` calls.
+    """
     import contextlib
 
     from torch.distributed import Backend

@@ -140,7 +140,7 @@ def judge(memory: list[Memory], probe: dict[str, Any]) -> list[Check]:
 def compiles(capabilities: Iterable[str]) -> Check:
     """Checks that a worker can compile a kernel for each of these capabilities (such as 90), and names the toolkit.
 
-    The kernel also links the driver's library if the machine has that library, as some kernels do.
+    Some kernels link the driver's library. So the kernel of this check links the library too, if the machine has it.
     """
     name = "kernels can be compiled"
     missing = toolchain.find(os.environ).missing

@@ -23,7 +23,9 @@ from gpu_check.report import Check, Report, block, quoted, table
 ROOT = Path(__file__).parents[2]
 
 MINUTES = 60
-"""Maximum minutes of a layout: to start, to compile the kernels of its first requests, and to be measured."""
+"""The maximum number of minutes that one layout takes. This time includes the start of the server, the compilation of
+kernels during the first requests, and the measurements.
+"""
 
 START_SECONDS = 1800  # enough for a 70 GB checkpoint on a slow disk
 _CLI = (sys.executable, "-m", "omni_pipeline.cli")
@@ -74,7 +76,9 @@ class Run:
 
 
 def try_layout(report: Report, layout: TriedLayout, run: Run) -> None:
-    """Plan, start, question, measure and stop one layout, reported as one section."""
+    """Try one layout: plan it, start its server, ask the questions, measure the server, and stop the server. The report
+    gets one section about the layout.
+    """
     plan, drawn = planned(layout, run)
     heading = f"Layout: {layout.name} ({' '.join(layout.flags) or 'no flags'})"
     if not plan["fits"]:
@@ -128,8 +132,8 @@ def planned(layout: TriedLayout, run: Run) -> tuple[dict[str, Any], str]:
 def _use(
     server: ServerProcess, layout: TriedLayout, plan: dict[str, Any], run: Run
 ) -> Iterator[tuple[str, list[Check]]]:
-    """Ask the questions and measure. Check the memory last, because torch has then reserved all the memory that it
-    needs.
+    """Ask the questions and measure. Check the memory last, because only after the measurements has torch reserved all
+    the memory that it needs.
     """
     yield _ask(server, layout)
     if run.bench is not None:

@@ -3,9 +3,9 @@ the large model.
 
 Only the networks differ from the server: they are the networks of a tiny checkpoint. Everything else is the server's
 own code: the gateway, the workers, the messages, SGLang's schedulers, and the code that decides the order of the work.
-A step computes its results, and then sleeps until the time of its law is over. A GPU is represented by a lock, which
-only one step of all processes can hold at a time. So a CPU with two cores shows in which order the server would do the
-work on GPUs.
+A step computes its results, and then sleeps until the time that its law gives has passed. Each GPU is represented by a
+lock. A step holds the lock of its GPU, so two steps on one GPU never run at the same time, even in two processes. So a
+CPU with two cores shows in which order the server would do the work on GPUs.
 
 - `laws`: the times of the steps, and their sources.
 - `gpu`: the lock.

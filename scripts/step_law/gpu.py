@@ -1,9 +1,9 @@
-"""Represents a GPU by a lock, which only one step of all processes can hold at a time. Processes that share a GPU take
-turns, in the order in which they ask.
+"""Represents a GPU by a lock. A process holds the lock during a step, so two processes never compute on the GPU at the
+same time. Processes that share a GPU take turns, in the order in which they ask.
 
-The system does not keep this order: when a lock becomes free, any waiting process can get it, even one that has only
-just asked. So there is a second lock, the turnstile. A process holds the turnstile while it waits for the GPU. Only one
-process waits for the GPU at a time, and no other process can overtake it.
+The operating system does not keep this order: when a lock becomes free, any waiting process can get it, even one that
+has only just asked. So there is a second lock, the turnstile. A process holds the turnstile while it waits for the GPU.
+Only one process waits for the GPU at a time, and no other process can overtake it.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ class _Pace:
     """Base class that makes each step of a stage as long as its law says. The stage holds its GPU during the step. In
     the list of base classes, this class must come before the class of the stage.
 
-    If the tiny model itself takes longer, the step is *late*. Late steps mean that the CPU limits the server instead of
-    the law.
+    If the tiny model needs more time for a step than the law gives, the step is *late*. Late steps mean that the speed
+    of the server depends on the CPU, and not on the law.
     """
 
     batch: Any

@@ -63,7 +63,9 @@ def generation_config(vocabulary: Vocabulary) -> Json:
 
 
 def preprocessor_config() -> Json:
-    """The content of preprocessor_config.json, which the image, video and audio processors read, as on the hub."""
+    """The content of preprocessor_config.json, which is the same as on the hub. The image, video and audio processors
+    read this file.
+    """
     return {
         "processor_class": "Qwen3OmniMoeProcessor",
         "image_processor_type": "Qwen2VLImageProcessor",

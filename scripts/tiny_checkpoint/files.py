@@ -10,7 +10,7 @@ from . import config, tokenizer
 from .config import Json
 from .tokenizer import Vocabulary
 
-# The line of chat_template.jinja after which it renders the turns of the conversation.
+# The line of chat_template.jinja at which the loop over the turns of the conversation begins.
 _TURNS = "{%- for message in messages -%}\n"
 
 

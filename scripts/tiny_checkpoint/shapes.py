@@ -59,7 +59,7 @@ class Shapes:
     shared_expert: int
     code_predictor: Decoder
     code_groups: int
-    """The number of codebooks, and so of codes per speech frame."""
+    """The number of codebooks. A speech frame has one code from each codebook."""
     codebook: int
     """The number of entries of a codebook."""
     code2wav: Decoder

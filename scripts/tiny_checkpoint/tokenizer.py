@@ -103,7 +103,8 @@ class Vocabulary:
 def cut_vocabulary(ranks: int, words: Iterable[str] = ()) -> Vocabulary:
     """Keep the first `ranks` ranks of Qwen's tokenizer, and the tokens that the role words and `words` need.
 
-    A word that is not a token of Qwen's tokenizer is spelled in pieces, as by Qwen's tokenizer.
+    If a word is not a token of Qwen's tokenizer, no token is added for the word. The word is then encoded as several
+    tokens.
 
     The two halves of a token always have lower ranks than the token. So for every N, the first N ranks are a
     complete byte-pair encoding. The 256 single bytes come first, so every text can be encoded.

@@ -131,7 +131,7 @@ def _random_ids(shape: tuple[int, ...], below: int, purpose: str, seed: int) -> 
 
 
 def _fan_in(module: nn.Module, weight: Tensor) -> int:
-    """The number of inputs that one output of `weight` sums."""
+    """The number of input values from which one output value of `weight` is computed."""
     match module:
         case nn.ConvTranspose1d():  # [in, out, kernel]; each output sums kernel / stride taps
             return module.in_channels * module.kernel_size[0] // module.stride[0]
@@ -149,7 +149,9 @@ def _scale_code_embeddings(model: Model, groups: int) -> None:
 
 
 def _answer_states(model: Model, vocabulary: Vocabulary, seed: int) -> Tensor:
-    """The thinker's last states in answers of random tokens to random questions: [trials, 1 + steps, hidden]."""
+    """The thinker's last states in the answers of the trials: [trials, 1 + steps, hidden]. The questions and the
+    answers consist of random tokens.
+    """
     ask = [vocabulary.id(token) for token in ("<|im_start|>", "user", "\n")]
     reply = [vocabulary.id(token) for token in ("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n")]
     words = _random_ids((_TRIALS, _TRIAL_PROMPT + _TRIAL_STEPS), len(vocabulary.tokens), "turns", seed)

@@ -103,7 +103,7 @@ def sound(situation: Situation) -> Traffic:
 
 
 def _equal(size: int) -> Traffic:
-    """The traffic of an edge on which media need no more bytes than text."""
+    """The traffic of an edge on which a prompt of media needs the same number of bytes as a prompt of text."""
     return Traffic(size, size)
 
 

@@ -29,15 +29,16 @@ second.
 """
 
 SAMPLING_BYTES = 60
-"""When a token is sampled, several copies of the row of logits exist at the same time. This is their total number of
-bytes for each id of the vocabulary.
+"""Bytes that the sampling of a token needs for each id of the vocabulary: several copies of the row of logits exist at
+the same time.
 """
 
 CPU_KV_TOKENS = 65536
 """Tokens in the KV cache on a CPU, where SGLang's default would allocate 40 % of the machine's memory."""
 
-# Each pair is a GPU memory size in GiB and a number of tokens. On a GPU with less memory than this size, a prefill step
-# of SGLang computes this number of tokens (sglang 0.5.23, arg_groups/memory_hook.py).
+# Number of tokens that SGLang computes in a prefill step (sglang 0.5.23, arg_groups/memory_hook.py). Each pair is a
+# limit in GiB and a number of tokens. The first pair whose limit is larger than the GPU's memory applies. If there is
+# no such pair, `_LARGEST_CHUNK` applies.
 _CHUNKS = ((20, 2048), (60, 4096), (160, 8192))
 _LARGEST_CHUNK = 16384
 
@@ -109,9 +110,9 @@ def thinker(situation: Situation) -> Needs:
 
 
 def talker(situation: Situation) -> Needs:
-    """The memory that talker_ar needs for SGLang's decoder, its KV cache, and the rows of prompts and frames. No cache
-    memory is added for prompts that later requests may reuse. Such prompts stay in the part of the KV cache that no
-    utterance uses.
+    """The memory that talker_ar needs for SGLang's decoder, its KV cache, and the rows of prompts and frames. Later
+    requests may reuse the prompts of earlier requests. The function adds no memory for these prompts, because they
+    are kept only in the part of the KV cache that no utterance uses.
     """
     options: TalkerOptions = situation.options
     config = _speaking(read(situation.config))[0].text_config
@@ -161,7 +162,7 @@ def vocoder(situation: Situation) -> Needs:
     frames = max(options.chunk_frames)
     # The last blocks have the most values per frame: each block has half as many channels as the block before it, but
     # at least three times as many steps. In a residual unit, these tensors exist at the same time: the unit's input,
-    # the outputs of its two layers, and the inputs of these layers with their histories in front.
+    # the outputs of its two layers, and a copy of each layer's input. Each copy begins with the layer's history.
     steps, width, largest = 1, config.decoder_dim, config.decoder_dim
     for ratio in config.upsampling_ratios:
         steps *= ratio
@@ -182,7 +183,8 @@ def _engine(
     """Memory needs of a language-model stage (thinker or talker).
 
     Args:
-        extra_width: Number of input values of each prefilled token besides the residual stream.
+        extra_width: Number of additional input values of each prefilled token. The values of the residual stream are
+            not counted.
     """
     engine = situation.options.engine
     item = situation.item_size

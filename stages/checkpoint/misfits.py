@@ -18,8 +18,8 @@ from stages.checkpoint.model_config import DecoderConfig, read
 from stages.checkpoint.quantised_parts import misplaced
 from stages.checkpoint.quantization import FLOATS, Form, Quantization, Sharing
 
-# Marlin's expert kernels need widths that are multiples of this number. AWQ weights may have other widths, because
-# SGLang also has Triton kernels for AWQ, with smaller groups.
+# Marlin's expert kernels need widths that are multiples of this number. AWQ weights whose groups are smaller than this
+# number may have other widths, because SGLang also has Triton kernels for AWQ.
 _MARLIN_ROWS = 64
 
 # Minimum compute capability of a GPU: for Marlin's integer kernels, and for FP8 experts (Triton or CUTLASS kernels).
@@ -56,7 +56,7 @@ def plain(prefix: str) -> TellMisfit:
     def misfit(share: Share) -> str | None:
         held = (name for name in share.tensors if name.startswith(prefix))
         name = next(filter(quantization.is_quantised, held), None)
-        return name and f"{name} is quantised, and only the decoders of thinker and talker may be quantised"
+        return name and f"{name} is quantised, but only the decoders of thinker and talker may be quantised"
 
     return misfit
 
@@ -72,16 +72,16 @@ def _decoder(share: Share, part: str, decoder: DecoderConfig) -> str | None:
 
 
 def _unable(found: Quantization, share: Share) -> str | None:
-    """The reason why SGLang cannot compute with this form of weights on this GPU; None if it can."""
+    """The reason why SGLang cannot compute with weights in this format on this GPU; None if it can."""
     floats = found.form in FLOATS
     least = _FP8_CAPABILITY if floats else _MARLIN_CAPABILITY
     if share.capability is not None and share.capability < least:
         have, need = (".".join(map(str, capability)) for capability in (share.capability, least))
-        return f"experts in {found.title} need compute capability {need}, and this GPU has {have}"
+        return f"experts in {found.title} need compute capability {need}, but this GPU has {have}"
     if floats:
         return None
     if found.sharing is Sharing.GROUP and found.group not in (32, 64, 128):
-        return f"SGLang's kernels support groups of 32, 64 or 128, not {found.group} ({found.title})"
+        return f"SGLang's kernels support only the group sizes 32, 64 and 128, not {found.group} ({found.title})"
     if found.form is Form.AWQ:
         return None
     if not found.symmetric:
@@ -101,7 +101,7 @@ def _uneven(share: Share, decoder: DecoderConfig, found: Quantization | None) ->
         part = width.size / share.ranks
         if part % width.unit:
             rest = "" if part == int(part) else " (not a whole number)"
-            shared = f": {part:g} for each rank{rest}" if share.ranks > 1 else ""
+            shared = f", so each rank would get {part:g}{rest}" if share.ranks > 1 else ""
             unit = f", which is not a multiple of {width.unit} ({found.title})" if found and width.unit > 1 else ""
             yield f"{width.name} is {width.size}{shared}{unit}"
 

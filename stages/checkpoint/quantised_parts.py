@@ -70,9 +70,9 @@ def _misplaced(quantization: Quantization | None, part: str, tensors: Collection
         if not is_quantised(name) or not name.startswith((f"{part}.model.", f"{part}.lm_head.", f"{part}.codec_head.")):
             continue
         if quantization is None:
-            yield f"{name} is quantised, and config.json has no quantization_config for the {part}"
+            yield f"{name} is quantised, but config.json has no quantization_config for the {part}"
         elif not _LAYER.fullmatch(module):
-            yield f"{name} is quantised, and only projections in decoder layers may be quantised"
+            yield f"{name} is quantised, but only projections in decoder layers may be quantised"
     if quantization is None:
         return
     wanted = needed(quantization)
@@ -84,4 +84,4 @@ def _misplaced(quantization: Quantization | None, part: str, tensors: Collection
         for module in quantised:
             lacking = wanted - modules[module]
             if lacking:
-                yield f"there is no {module}.{min(lacking)}, and {quantization.title} needs it"
+                yield f"the checkpoint has no {module}.{min(lacking)}, which {quantization.title} needs"

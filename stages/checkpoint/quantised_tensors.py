@@ -1,5 +1,5 @@
-"""Lists the tensors that a checkpoint stores for a quantised weight: their names, shapes and types. These depend on the
-form of the weight.
+"""Lists the tensors that a checkpoint stores for a quantised weight: their names, shapes and types. The names,
+shapes and types depend on the format of the weight.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ BODIES = {
     Form.PACKED: "weight_packed",
     Form.FLOAT: "weight",
 }
-"""For each form, the ending of the name of the tensor that contains the quantised numbers of a weight."""
+"""For each format, the ending of the name of the tensor that contains the quantised numbers of a weight."""
 
 Entry = tuple[str, tuple[int, ...], int]
 """The ending of a tensor's name, the tensor's shape, and the bytes of one element."""
 
 
 def scale_name(quantization: Quantization) -> str:
-    """The names of tensors that contain scales end with this text."""
+    """The ending of the names of all tensors that contain scales."""
     if quantization.form in (Form.AWQ, Form.GPTQ):
         return "scales"
     return "weight_scale_inv" if quantization.form is Form.FP8 and quantization.block[0] else "weight_scale"

@@ -1,4 +1,4 @@
-"""Reads a checkpoint's ``quantization_config``: the form of the stored weights, and the names of the quantised
+"""Reads a checkpoint's ``quantization_config``: the format of the stored weights, and the names of the quantised
 weights.
 """
 
@@ -69,7 +69,7 @@ FLOATS = (Form.FP8, Form.FLOAT)
 
 class Names(Struct, frozen=True):
     """A set of modules. As in the quantisation formats, the modules are described by names and by patterns. The names
-    are kept in sets, because a checkpoint may list thousands of modules, and every layer is searched for in them.
+    are kept in sets, because a checkpoint may list thousands of modules, and every layer is looked up in the sets.
 
     Attributes:
         ends: Names that match a module if they are the complete name of the module, or the part of its name after any
@@ -182,7 +182,8 @@ def read(config: Mapping[str, Any], part: str) -> Quantization | None:
         config: A parsed ``config.json``.
 
     Raises:
-        StartupError: The weights' form cannot be served, or the configuration does not describe it.
+        StartupError: The server cannot use the format of the weights, or the configuration does not describe this
+            format.
     """
     source = said(config, part)
     if source is None:

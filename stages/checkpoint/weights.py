@@ -43,7 +43,7 @@ def load_part(
     wrong = {kind: sorted(keys) for kind, keys in report.items() if keys}
     if wrong:
         listed = "; ".join(f"{kind}: {', '.join(map(str, keys[:3]))}" for kind, keys in wrong.items())
-        raise StartupError(f"{model_path}: the weights under {prefix} do not fit config.json ({listed})")
+        raise StartupError(f"{model_path}: the weights {prefix}* do not fit config.json ({listed})")
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -70,7 +70,7 @@ def read_tensors(model_path: str | Path, prefix: str) -> dict[str, torch.Tensor]
         except (OSError, SafetensorError) as error:
             raise StartupError(f"{root / file} cannot be read: {error}; download the checkpoint again") from error
     if not tensors:
-        raise StartupError(f"{root} has no weights under {prefix}: it is not a Qwen3-Omni checkpoint")
+        raise StartupError(f"{root} has no weights {prefix}*, so this checkpoint is not a Qwen3-Omni checkpoint")
     return tensors
 
 

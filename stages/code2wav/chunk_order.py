@@ -2,8 +2,8 @@
 
 A chunk is a number of consecutive frames of one utterance, which are decoded and sent together. There are two orders.
 `ArrivalOrder` decodes chunks in the order in which they become complete. `ListenerOrder` first decodes for the listener
-whose player will run out of sound first. It may delay the first chunk of a new utterance. It does so if a later chunk,
-of this utterance or of another one, would otherwise probably arrive too late.
+whose player will run out of sound first. `ListenerOrder` also delays the first chunk of a new utterance if starting the
+utterance now would probably make a later chunk arrive too late. The later chunk may belong to any utterance.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from stages.messages import Playing
 from stages.playback import AMPLE_SECONDS, FRAME_SECONDS, SHORT_SECONDS, Player
 
 PATIENCE_SECONDS = 0.5
-"""If nobody plays an utterance while it is made, a chunk is due this number of seconds after it is complete."""
+"""Applies to utterances that nobody plays while they are made. A chunk of such an utterance is due this number of
+seconds after the chunk is complete.
+"""
 
 MARGIN_SECONDS = 0.02
 """Time, in seconds, that a chunk needs to get from the vocoder to the player."""
@@ -50,7 +52,7 @@ MEAN_OF = 20
 """A mean covers about this number of recent delays."""
 
 HALF_LIFE_SECONDS = 2.0
-"""After this number of seconds, an observed delay has half of its weight."""
+"""This number of seconds after a delay was observed, the delay counts as half as long."""
 
 
 class NextChunk(NamedTuple):
@@ -297,9 +299,9 @@ class ListenerOrder(_Utterances):
     `_Utterances` the arguments.
 
     There are three kinds of utterances. A *playing* utterance is due when its player runs out of sound. A *starting*
-    utterance goes before the playing utterances if all players, including its own, are expected to get their next
-    chunks in time. An utterance that nobody plays is due `PATIENCE_SECONDS` after its chunk is complete. So an
-    utterance that nobody plays does not wait for ever.
+    utterance will be played, but its first chunk has not been sent. `_can_start` decides whether a starting utterance
+    is decoded before the playing utterances. The third kind are utterances that nobody plays. They are due
+    `PATIENCE_SECONDS` after their chunk is complete, so that they do not wait for ever.
 
     The sizes of an utterance's chunks do not depend on other utterances. Its samples do not depend on them either,
     except for rounding if a batch contains several utterances.
@@ -367,8 +369,8 @@ class ListenerOrder(_Utterances):
 
     def _due(self, ready: dict[str, _Frames], now: float) -> Iterator[tuple[float, str]]:
         """Yields the utterances that have a chunk to decode, each with the time at which the chunk is due. Starting
-        utterances are left out. If any utterance is short of speech, the utterances whose players have ample speech are
-        left out too.
+        utterances are left out. If `_anyone_short` is true, utterances whose players have more than `AMPLE_SECONDS` of
+        speech left are left out too.
         """
         short = self._anyone_short(now)
         for request_id, each in ready.items():
@@ -399,7 +401,8 @@ class ListenerOrder(_Utterances):
 
     def _can_start(self, request_id: str, now: float) -> bool:
         """Whether all players, including the utterance's own, are expected to get their next chunks in time if the
-        utterance starts now.
+        utterance starts now. Always true in three cases: there is no other utterance, all frames of the utterance have
+        arrived, or the utterance has waited for `LONGEST_HOLD_SECONDS`.
         """
         each = self._utterances[request_id]
         if len(self._utterances) == 1 or each.ended or now - each.first_at >= LONGEST_HOLD_SECONDS:

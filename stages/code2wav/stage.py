@@ -131,7 +131,9 @@ class Code2Wav:
     def _queue(self, request_id: str, codes: torch.Tensor) -> None:
         vocoder = self._vocoder
         if codes.shape != (vocoder.codebooks,) or not 0 <= min(codes.tolist()) <= max(codes.tolist()) < vocoder.codes:
-            raise internal("A codec frame does not fit the vocoder.", code="bad_frame")
+            raise internal(
+                "The vocoder received a codec frame with a wrong number of codes or an invalid code.", code="bad_frame"
+            )
         self._voices[request_id].waiting.append(codes)
         self._order.add_frame(request_id, time.monotonic())
 

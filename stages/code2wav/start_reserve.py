@@ -1,10 +1,11 @@
 """Learns how much speech must be ready before an utterance starts to play.
 
 A prediction decides when an utterance starts. It assumes that frames and chunks come at a steady pace. In reality, the
-pace varies: the talker computes the prompt of another request, or another program uses the processor. How much the
-pace of single frames varies is a bad measure, because the next frames often make up for a delay. So the reserve is
-learned from the result: it grows when a chunk of a new utterance comes too late, and it shrinks with time. Players of
-voice over IP adapt their playout delay in a similar way. Here, the sender adapts it, because it knows the load.
+pace varies: the talker computes the prompt of another request, or another program uses the processor. The
+necessary reserve cannot be computed from the delays of single frames, because the next frames often make up for a
+delay. So the reserve is learned from the result: it grows when a chunk of a new utterance comes too late, and it
+shrinks with time. Players of voice over IP adapt their playout delay in a similar way. Here, the sender adapts the
+delay, because the sender knows the load.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ GROWTH_SECONDS = FRAME_SECONDS
 """The reserve grows by this number of seconds after each late chunk."""
 
 MOST_SECONDS = 5 * FRAME_SECONDS
-"""Upper limit of the reserve, in seconds. Beyond it, a later start is worse than a rare silence."""
+"""Upper limit of the reserve, in seconds. A larger reserve would delay the start of utterances so much that listeners
+would prefer a rare silence.
+"""
 
 HALF_LIFE_SECONDS = 60.0
 """The reserve shrinks to half in this number of seconds."""
 
 
 class StartReserve:
-    """Seconds of speech that must be ready beyond the prediction. Times are from `time.monotonic`."""
+    """The seconds of speech that must be ready in addition to the speech that the prediction asks for. Times are from
+    `time.monotonic`.
+    """
 
     def __init__(self) -> None:
         self._seconds = self._at = 0.0
@@ -32,5 +37,5 @@ class StartReserve:
         return float(self._seconds * 0.5 ** ((now - self._at) / HALF_LIFE_SECONDS))
 
     def grow(self, now: float) -> None:
-        """Record that a chunk of a new utterance came after its player had run out of sound."""
+        """Record that a chunk of a new utterance came after the utterance's player had run out of sound."""
         self._seconds, self._at = min(self.seconds(now) + GROWTH_SECONDS, MOST_SECONDS), now

@@ -141,7 +141,7 @@ class TransposedConvolution:
 
 
 class ConvNeXt:
-    """A ConvNeXt block over a causal depthwise convolution."""
+    """A ConvNeXt block. Its convolution is depthwise and causal."""
 
     def __init__(self, layer: Any, slots: int) -> None:
         self._layer = layer
@@ -229,7 +229,9 @@ class Block:
 
 
 def _streaming(layer: Any, slots: int) -> Any:
-    """A layer that computes the same as one of the reference's layers, but chunk by chunk."""
+    """Makes a layer that gets its input chunk by chunk. Over all chunks, it computes the same output as the reference's
+    `layer`.
+    """
     match layer:
         case Qwen3OmniMoeCausalConvNet():
             return Convolution(layer, slots)

@@ -73,8 +73,9 @@ class SlidingTransformer:
         return self._norm(x)
 
     def _mask(self, streams: Streams, frames: int) -> Tensor:
-        """The attention mask, bool [batch, 1, new frames, kept frames + new frames]: true where the new frame attends
-        to the other frame. If the utterances are fresh, there are no kept frames, and all utterances share one mask.
+        """The attention mask, bool [batch, 1, new frames, kept frames + new frames]. A value is true if the new frame
+        of its row attends to the frame of its column. If the utterances are fresh, there are no kept frames, and all
+        utterances share one mask.
         """
         past = 0 if streams.fresh else self._past
         own = torch.arange(past, past + frames, device=self._kept.device)[:, None]

@@ -1,8 +1,8 @@
 """Computes whole frames on a CPU in machine code. A frame consists of several passes of the network, and the choice of
 a code after each pass.
 
-The arithmetic is the same as in `ResidualNetwork.frames` and `CodeChoice`, with the same weights. Here, a frame is one
-call. In torch, a frame is about a thousand operations.
+The arithmetic is the same as in `ResidualNetwork.frames` and `CodeChoice`, with the same weights. Here, one call
+computes a batch of frames. In torch, the same computation needs about a thousand operations.
 """
 
 from __future__ import annotations

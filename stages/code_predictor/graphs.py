@@ -1,8 +1,9 @@
-"""Records the computation of whole frames once and repeats it. Batches are padded to a power of two or to the largest
-recorded size.
+"""Records the computation of whole frames once, and repeats this computation for later frames. Batches are padded to a
+power of two or to the largest recorded size.
 
-A frame is about a thousand small operations. On a GPU they become one launch, a CUDA graph. On a CPU they become a
-TorchScript trace, which runs the same operations without Python in between, and takes half the time.
+The computation of a frame has about a thousand small operations. On a GPU, the operations are recorded as a CUDA graph,
+which needs only one launch. On a CPU, the operations are recorded as a TorchScript trace. A trace runs them without
+Python in between, and takes half the time.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ WARM_UPS = 3
 MOST_TRACED = 8
 TRACED_BEFOREHAND = 1
 
-# Number of candidates in the narrow recordings, which sample from this number of likeliest codes. The number is small,
-# because sorting the candidates takes longer than the rest of sampling. Few requests need more candidates.
+# Number of candidates in a narrow recording. The candidates are the likeliest codes, and one of them is drawn. The
+# number is small, because sorting the candidates takes longer than the rest of sampling. Few requests need more
+# candidates.
 NARROW = 64
 GREEDY = 1
 
@@ -190,8 +192,8 @@ class FrameGraphs:
 
 
 def _fill(target: Tensor | None, given: Tensor | None, neutral: float) -> None:
-    """Copy `given` to the first rows of `target`. If `given` is None, fill `target` with the value `neutral`, which has
-    no effect.
+    """Copy `given` to the first rows of `target`. If `given` is None, fill `target` with `neutral`, a value that has
+    no effect on the choice of codes.
     """
     if target is None:
         return

@@ -102,7 +102,8 @@ class ResidualNetwork:
     Attributes:
         codebooks: Number of codes in a frame, codebook 0 included.
         vocab: Number of different codes in each residual codebook.
-        first_vocab: Number of the talker's ids. These are the codes of codebook 0, and ids that are not codec codes.
+        first_vocab: Number of the talker's ids. Some of these ids are the codes of codebook 0. The other ids are not
+            codec codes.
         embeddings: The codec embedding of each codebook, [codes, hidden].
         lm_heads: The output matrix of each residual codebook, [hidden, vocab].
         layers, norm: The decoder layers, and the norm after them.

@@ -130,7 +130,9 @@ class CodePredictor:
         if voice is None or voice.ending is not None or voice.seed is not None:
             raise internal("The talker sent the input for a codec frame at the wrong time.", code="frame_out_of_turn")
         if seed.hidden.shape != (self._network.hidden_size,) or not 0 <= seed.code < self._network.first_vocab:
-            raise internal("The input that the talker sent for a codec frame does not fit the model.", code="bad_frame")
+            raise internal(
+                "The talker sent an input of a wrong size or an invalid code for a codec frame.", code="bad_frame"
+            )
         voice.seed = seed
         self._ready[request_id] = None
 

@@ -1,8 +1,9 @@
 """Divides the growing text of an answer into content and tool calls for the client, and decides which parts are spoken.
 
 A splitter reads text and returns `Part`s. Together, the parts are the whole text, in order and without gaps. So every
-token of the text lies in one or more parts (see `spoken`). A part is returned as soon as its kind is certain, and not
-before.
+token of the text lies in one or more parts (see the module `spoken`). A splitter returns a part as soon as it is
+certain whether the part is content, reasoning, a call or white space around a call. It does not return the part
+earlier.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Protocol
 
 from stages.messages import ToolCall
 
-# White space is held until it is certain whether a call follows, but at most this number of characters. The limit is
-# small, because all held characters are read again for each new token.
+# White space is held back until it is certain whether a call follows. This is the maximum number of white space
+# characters that are held back. The number is small, because all held characters are read again for each new token.
 _LONGEST_SPACE = 64
 # A malformed block may contain the opening marker of a well-formed call. So the text of the block is read again from
-# this marker on. After this number of such markers in an answer, only the last marker in a block is tried. This limits
-# how often text is read again.
+# the first opening marker inside the block. In one answer, this happens at most this number of times. After that, the
+# text of a malformed block is read again only from the last opening marker inside the block. This limits how often text
+# is read again.
 _MOST_RETRIES = 32
 
 _STRING_BORDERS = re.compile(r'\\(.)?|"', re.DOTALL)
@@ -269,7 +271,7 @@ class _JsonStrings:
 
 
 def begun(text: str, marker: str) -> int:
-    """Length of the longest end of `text` that is also the beginning of `marker`; 0 if there is none. A complete marker
-    does not count.
+    """Number of characters at the end of `text` that equal the beginning of `marker`. If several numbers are possible,
+    the largest counts. A complete marker does not count. The result is 0 if no number is possible.
     """
     return next((size for size in range(min(len(text), len(marker) - 1), 0, -1) if text.endswith(marker[:size])), 0)

@@ -69,8 +69,8 @@ class _StopString:
     def __init__(self, text: str) -> None:
         self.text = text
         self.matched = 0
-        # `_borders[i]` belongs to the first i + 1 characters of the stop string. It is the length of their longest
-        # border. A border of some characters is a shorter text with which these characters both begin and end.
+        # `_borders[i]` belongs to the first i + 1 characters of the stop string: it is the length of the longest border
+        # of this text. A border of a text is a shorter text that is both a prefix and a suffix of this text.
         self._borders = [0]
         for character in text[1:]:
             self._borders.append(self._advanced(self._borders[-1], character))

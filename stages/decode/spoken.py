@@ -15,10 +15,11 @@ first character after the token. If a token is only a part of a character, its s
 
 
 class SpokenTokens:
-    """Tracks which tokens of one text are spoken. This is known for a token as soon as parts cover the token's text.
+    """Tracks which tokens of one text are spoken. A token becomes *known* when parts cover the whole text of the token.
+    From then on, it is certain whether the token is spoken.
 
     Attributes:
-        known: Number of tokens, counted from the first, for which it is known whether they are spoken.
+        known: Number of known tokens, counted from the first token of the text.
     """
 
     def __init__(self) -> None:

@@ -97,8 +97,8 @@ class MediaEncoder(ABC, Generic[Item]):
 
     @property
     def patient(self) -> bool:
-        """Always true: a batch may wait while another stage is urgent. A batch takes so long that a client does not
-        notice a later start.
+        """Always true: a batch may wait while another stage has urgent work. A batch takes so long that a client does
+        not notice a later start.
         """
         return True
 

@@ -10,8 +10,8 @@ _DIRECTIVE = "%llguidance"
 
 
 def lark_of_ebnf(source: str) -> str:
-    """Returns rules in Lark. `source` has rules in EBNF (``root ::= "yes" | "no"``), or already in Lark (``start: "yes"
-    | "no"``).
+    """Returns rules in Lark. The rules in `source` are in EBNF (``root ::= "yes" | "no"``) or in Lark
+    (``start: "yes" | "no"``).
 
     Raises:
         ValueError: The rules are invalid; the message says why.

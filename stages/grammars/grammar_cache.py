@@ -1,8 +1,8 @@
 """Compiles grammars in a thread, and caches them, because clients send the same grammar again and again.
 
 A thread is enough, because llguidance releases Python's lock while it compiles. But a compilation in a thread cannot be
-stopped if it takes too long. So the stage preprocessing compiles each grammar first, in a process that can be killed.
-Only grammars that pass this test arrive here.
+stopped if it takes too long. So the stage `preprocessing` compiles each grammar first, in a process that can be killed.
+A grammar arrives here only if this first compilation has succeeded.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ class Mask(NamedTuple):
     """The ids that may come next.
 
     Attributes:
-        ids: int64, ascending: the allowed ids or the forbidden ids. Usually the shorter list of the two is stored:
-            the allowed ids if at most half of the 32-bit words of the mask contain an allowed id.
+        ids: int64, ascending. These are the allowed ids if at most half of the 32-bit words of the mask contain an
+            allowed id. Otherwise, these are the forbidden ids. So usually the shorter of the two lists is stored.
         allowed: Whether `ids` are the allowed ids.
     """
 

@@ -1,8 +1,8 @@
 """Translates structural tags to Lark. A structural tag describes a text in which certain strings (triggers) begin a
 part that has its own grammar.
 
-There are two forms of structural tags. SGLang's older form is a list of structures with triggers. The form of xgrammar
-is a tree of formats.
+There are two forms of structural tags. In SGLang's older form, a structural tag has a list of structures and a list of
+triggers. In xgrammar's form, a structural tag has one format (see `Format`). A format may contain other formats.
 """
 
 from __future__ import annotations
@@ -272,11 +272,11 @@ class _Writer:
         for tag in part.tags:
             trigger = max((each for each in part.triggers if tag.begin.startswith(each)), key=len, default="")
             if not trigger:
-                raise ValueError(f"no trigger is a prefix of the tag's 'begin' {tag.begin!r}")
+                raise ValueError(f"none of the 'triggers' is a prefix of {tag.begin!r}, the 'begin' of a tag")
             rest = self._text(tag.begin[len(trigger) :])
             bodies.setdefault(trigger, []).append(_group(rest, self._ended(tag.content, tag.ends, depth - 1)))
         if not bodies:
-            raise ValueError("it has no tags")
+            raise ValueError("a list of tags is empty")
         excluded = [*part.excludes, *ends]
         later = _either(
             [

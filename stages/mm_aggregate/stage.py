@@ -116,9 +116,9 @@ def assemble(assembly: Assembly) -> ThinkerRequest:
 
 
 def _in_prompt_order(spans: Sequence[MediaSpan]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two tensors int64 [m]. The first tensor has the rows of all spans in ascending order. The second tensor sorts
-    values in the same way: if `values` are the concatenated values of all spans, `values[second]` are the values in the
-    order of the first tensor.
+    """Two tensors int64 [m]. The first tensor has the rows of all spans in ascending order. The second tensor has, for
+    each of these rows, its index in the concatenated rows of all spans. So if `values` are the concatenated values of
+    all spans, `values[second]` are the values in the order of the first tensor.
     """
     return torch.cat([span.rows.torch() for span in spans]).sort()
 

@@ -58,8 +58,8 @@ class DecodingBudget:
 
 
 def allow_time_for(work: int) -> None:
-    """Extend the CPU time that the process may use, for work that is not charged to a budget. Such work has a limit of
-    its own.
+    """Extend the CPU time that the process may use. `charge` calls this function. Other code may call it for work that
+    is not charged to a budget, if another limit applies to this work.
     """
     cpu_time.extend(work / WORK_PER_SECOND)
 

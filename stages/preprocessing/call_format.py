@@ -1,4 +1,4 @@
-"""Determines the form in which a model writes tool calls, from the model's chat template."""
+"""Finds out from a model's chat template in which format the model writes tool calls."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def call_message(call: ToolCall) -> dict[str, Any]:
 
 
 class CallFormat(Struct, frozen=True):
-    """The form of tool calls.
+    """The format of tool calls.
 
     Attributes:
-        parser: SGLang's name of the form.
+        parser: SGLang's name of the format.
         opening: The marker with which a call begins.
         before_name, before_arguments, end: The texts around the name and the arguments of a call.
         between: The text between two calls.
@@ -51,8 +51,8 @@ class CallFormat(Struct, frozen=True):
 
 
 def find_call_format(template: MarkedTemplate, setting: str) -> CallFormat | None:
-    """The form of the calls that the template writes; None if the template does not support tools, or if the setting is
-    ``none``.
+    """The format in which the template writes calls. None if the template does not support tools, if the setting is
+    ``none``, or if the setting is ``auto`` and no parser in `AUTOMATIC` can read this format.
 
     Args:
         setting: The name of a parser, ``auto`` or ``none``.
@@ -111,7 +111,7 @@ def _rendered(template: MarkedTemplate, calls: list[ToolCall], **options: Any) -
 
 
 def _reads(reader: CallReader, before_name: str, before_arguments: str, end: str, between: str) -> bool:
-    """Whether the parser reads a call in this form."""
+    """Whether the parser can read a call that consists of these texts, the name and the arguments."""
     call = ToolCall(_TOOL, "{}")
     block = f"{before_name}{call.name}{before_arguments}{call.arguments}{end}"
     framed = block.startswith(reader.opening) and block.endswith(reader.closing) and not between.strip()

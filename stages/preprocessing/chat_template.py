@@ -1,5 +1,5 @@
-"""Renders the checkpoint's chat template. In the result, the template's own special tokens are separate from texts with
-the same spelling.
+"""Renders the checkpoint's chat template. The result distinguishes the special tokens that the template writes from
+texts that have the same spelling.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MarkedTemplate:
     """
 
     def __init__(self, source: str, variables: Mapping[str, Any], special: Collection[str]) -> None:
-        # Longer tokens come first. If one token is a prefix of another, the longer one is then found.
+        # Longer tokens come first. So if one token is a prefix of another token, the longer token is found.
         spellings = sorted(special, key=len, reverse=True)
         nonce = secrets.token_hex(16)
         self._spelling = re.compile("|".join(map(re.escape, spellings)))

@@ -92,7 +92,7 @@ def truncated(promised: int, found: int) -> bool:
 
 
 class Extent:
-    """Compares the time that a file's packets reach with the duration that its header promises."""
+    """Compares two lengths of a file: the latest end time of its packets, and the duration that its header promises."""
 
     def __init__(self, container: InputContainer) -> None:
         known = container.duration if container.format.name == _TELLS_ITS_LENGTH else None

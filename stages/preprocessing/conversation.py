@@ -34,7 +34,7 @@ class ChatTokenizer:
         parser: The setting `tool_call_parser`.
 
     Attributes:
-        call_format: The form of tool calls; None if the model cannot use tools.
+        call_format: The format of tool calls; None if the model cannot use tools.
 
     Raises:
         StartupError: The template or the parser cannot be used.

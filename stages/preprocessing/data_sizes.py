@@ -87,8 +87,8 @@ def _is_unknown(size: int, claimed: int, field: _Field, file: memoryview) -> boo
 
 
 def _are_chunks(file: memoryview, at: int, form: str) -> bool:
-    """Whether the file consists of chunks from the offset `at` to its end. If so, a size of 0 before these chunks is
-    right: the sound data is empty.
+    """Whether the rest of the file, from the offset `at` on, consists of complete chunks. If so, the sound data before
+    these chunks is empty, and the size 0 in its header is right.
     """
     end = at
     for name, _, start, size in _chunks(file, at, form):

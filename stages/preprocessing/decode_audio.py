@@ -124,8 +124,8 @@ def _read_track(data: Buffer, wave: Waveform, param: str, code: str) -> None:
                     wave.begin(rate)
                 for block in samples.of(frame):
                     wave.add(block)
-        # For PCM, the header counts samples as frames, and a packet contains many of them. So the duration, if it is
-        # known, must be too short as well.
+        # For PCM, the header's number of frames is a number of samples, and a packet contains many samples. So too few
+        # packets alone do not show that the file is truncated: the duration, if it is known, must also be too short.
         if truncated(stream.frames, packets) and (stream.duration is None or truncated(stream.duration, duration)):
             raise _cut_short(param, code)
         extent.check(param, code)

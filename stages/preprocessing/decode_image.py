@@ -51,7 +51,11 @@ def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
     check_size = partial(_check_size, max_pixels=max_pixels, param=param)
     cost = COST * max_pixels + COST_OF_PARTS
     budget = DecodingBudget(
-        cost, lambda: _too_large(f"decoding it takes more work than decoding a simple picture of {cost} pixels", param)
+        cost,
+        lambda: _too_large(
+            f"decoding it takes more work than the limit, which is the work for a simple image of {cost} pixels",
+            param,
+        ),
     )
     try:
         charge_opening(data, budget, check_size)
@@ -78,8 +82,8 @@ def check_aspect_ratio(width: int, height: int, param: str, code: str) -> None:
     """Refuse the sizes that the reference's processor refuses. Raises OmniError 400 with `code`."""
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         message = (
-            f"A size of {width}×{height} pixels is not supported: one side may be at most {MAX_ASPECT_RATIO} times the "
-            "other."
+            f"A size of {width}×{height} pixels is not supported: one side may be at most {MAX_ASPECT_RATIO} times as "
+            "long as the other."
         )
         raise bad_request(message, param=param, code=code)
 

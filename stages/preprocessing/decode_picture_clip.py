@@ -33,8 +33,8 @@ def probe_picture_clip(
     budget = pixel_budget(max_total_pixels, param)
     sizes: list[tuple[int, int]] = []
     for frame in frames:
-        # If `picture_size` finds no usable size in the header, decode the picture: this raises the error of a picture
-        # that must be refused.
+        # If `picture_size` finds no usable size in the header, decode the picture. If the picture must be refused,
+        # `_picture` raises the error.
         size = picture_size(frame, max_pixels) or _picture(frames, len(sizes), max_pixels, param).size
         sizes.append(size)
         budget.charge(max(_area(size), _area(sizes[0]), PACKET_WORK))
@@ -48,8 +48,8 @@ def decode_picture_clip(
 ) -> Iterator[numpy.ndarray]:
     """Yields all pictures, upright and in RGB, as uint8 [at most `at_once`, height, width, 3].
 
-    Pictures that differ in size from the first are scaled to the size of the first. The reference has no rule for such
-    clips, and fails.
+    Pictures that differ in size from the first picture are scaled to the size of the first picture. The reference fails
+    if the pictures of a clip have different sizes.
 
     Args:
         max_pixels, max_total_pixels: As in `probe_picture_clip`.

@@ -86,7 +86,7 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
         stream = _pictures(container, param)
         width, height = stream.codec_context.width, stream.codec_context.height
         if width * height > max_pixels:
-            message = f"The video has {width}×{height} pixels, but only {max_pixels} are allowed."
+            message = f"Each frame of the video has {width}×{height} pixels, but only {max_pixels} are allowed."
             raise bad_request(message, param=param, code="video_too_large")
         extent = Extent(container)
         times = []

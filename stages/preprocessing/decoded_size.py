@@ -2,10 +2,11 @@
 
 The tensors of a request, in the order in which they exist:
 
-- the inputs of the encoders: patches from preprocessing to image_encoder, mel features to audio_encoder;
-- the embedding rows: from the encoders through mm_aggregate to the thinker. The thinker keeps these rows until the
-  request ends, because it may have to compute the prompt again;
-- for a spoken answer, one hidden state of the thinker for each embedding row. The talker keeps these states.
+- The inputs of the encoders. The stage `preprocessing` sends patches to the stage `image_encoder`, and mel features to
+  the stage `audio_encoder`.
+- The embedding rows. The encoders send them through the stage `mm_aggregate` to the thinker. The thinker keeps these
+  rows until the request ends, because it may have to compute the prompt again.
+- If the answer is spoken, one hidden state of the thinker for each embedding row. The talker keeps these states.
 
 While a tensor is sent from one process to another, both processes have the tensor in memory.
 """
@@ -133,8 +134,8 @@ class ByteSizes(Struct, frozen=True):
 
 
 def size_in_headers(surveys: Sequence[MediumSurvey], mel_rate: float, most_rows: int) -> DecodedMedia:
-    """The sizes of media according to their headers. Headers may claim any size. So the numbers of rows and mel frames
-    are limited to the numbers for media that fill a whole prompt.
+    """The sizes of media according to their headers. Headers may claim any size. So the result is limited: it has at
+    most as many rows, and at most as many mel frames, as fit into one prompt.
 
     Args:
         mel_rate: Number of mel frames for each second of sound.

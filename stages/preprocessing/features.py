@@ -56,7 +56,7 @@ class Features:
         self._factor: int = self._images.patch_size * self.merge  # width in pixels of the square that becomes a row
         pictures, frames = _bounds(self._images.size), _bounds(DEFAULTS["videos_kwargs"]["size"])
         self.max_resized_pixels: int = max_resized_pixels or max(pictures.most, frames.most)
-        # the bounds for requests that set no bounds
+        # the limits that apply if a request sets no limits
         self._picture_size, self._frame_size = (size.within(self.max_resized_pixels) for size in (pictures, frames))
 
     def picture(self, image: Image.Image, asked: PictureSize | None = None) -> VisionItem:
@@ -118,8 +118,8 @@ class Features:
         """Checks the size that a picture or a frame would have after resizing. Returns 0 if the size is allowed.
         Otherwise, returns the number of pixels, which is larger than `max_resized_pixels`.
 
-        The size that results when the request sets no limits is always allowed. For a very narrow picture, this size
-        may exceed `max_resized_pixels`.
+        If a request sets no limits, the default limits apply. The size that the default limits give is always allowed,
+        even if it exceeds `max_resized_pixels`. This can happen for a very narrow picture.
         """
         usual = self._picture_size if kind == "image" else self._frame_size
         pixels, usual_pixels = (math.prod(self._resized(width, height, bounds)) for bounds in (size, usual))

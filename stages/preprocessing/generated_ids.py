@@ -28,8 +28,8 @@ class Answer(Struct, frozen=True):
     Attributes:
         opening: The text with which the template begins an answer.
         ids: Ids that the model has generated.
-        rest: The text after the text of `ids`. The ids that the model generated for it are not known, or spell another
-            text. If `ids` is empty, `rest` is the whole text after `opening`.
+        rest: The text after the text of `ids`. For this part of the answer, the generated ids are not known, or they
+            spell another text. If `ids` is empty, `rest` is the whole text after `opening`.
     """
 
     opening: str
@@ -73,8 +73,8 @@ class GeneratedIds:
         }
 
     def _spelled(self, text: str, generated: Sequence[int]) -> tuple[list[int], str]:
-        """Find the ids that spell the beginning of a text. The ids are taken from the beginning of `generated`, as many
-        as possible. Returns these ids, and the rest of the text.
+        """Find out how many of the first ids of `generated` spell the beginning of `text`. If several numbers are
+        possible, the largest counts. Returns these ids, and the rest of the text.
         """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         spelled = ""

@@ -69,8 +69,8 @@ def _piece_length(piece: Buffer) -> SoundLength:
 
 
 def _container_seconds(data: Buffer) -> float:
-    """The end time of the last packet of a container's sound. The header of a streamed recording does not state the
-    length.
+    """The length of a container's sound: the latest end time of its packets. The packets are read, because the header
+    of a streamed recording does not state the length.
     """
     reached = 0.0
     try:

@@ -56,8 +56,9 @@ class PromptLayout(Struct, frozen=True):
     Attributes:
         ids: int64 [n].
         visual_rows, audio_rows: int64 [rows] for each media item, ascending indices into `ids`; may be empty.
-        gaps: Numbers of text tokens. For each media item, the number of tokens between the closing token of the item
-            before it and the opening token of this item. The last number counts the tokens after the last item.
+        gaps: Numbers of text tokens between the media items. The first number counts the tokens before the opening
+            token of the first item. Each of the next numbers counts the tokens between the closing token of an item and
+            the opening token of the next item. The last number counts the tokens after the last item.
     """
 
     ids: IntArray

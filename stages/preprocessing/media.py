@@ -116,7 +116,7 @@ class MediaReader:
             text_tokens: Number of prompt tokens besides the media. As soon as the token limit is exceeded, no further
                 item is read. A clip that would exceed the limit is not decoded. If the request enlarges a picture
                 beyond the limit, the picture is refused before it is enlarged.
-            surveys: The result of `survey` for these media. If they are given, clips need not be examined again.
+            surveys: The result of `survey` for these media. If this result is given, clips need not be examined again.
 
         Raises:
             OmniError: 400 with the `param` of the media item that caused the error.

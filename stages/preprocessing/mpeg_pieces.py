@@ -22,8 +22,8 @@ _CANDIDATE_WORK = 128
 
 _NOT_ZERO = re.compile(rb"[^\0]")
 
-# The number of frames that a header states may be a little too small. If fewer frames than `_FRAMES_OF_PIECE` follow
-# the counted frames, these further frames still belong to the same piece.
+# The number of frames that a header states may be a little too small, so a few frames more may follow. If fewer than
+# `_FRAMES_OF_PIECE` additional frames follow, they still belong to the same piece.
 _FRAMES_OF_PIECE = 8
 
 # Bit rate in kbit/s, by version (1, or 2 and 2.5), layer, and index.
@@ -166,8 +166,8 @@ def _merge_miscounts(pieces: list[_Piece]) -> None:
 
 
 def _is_confirmed(file: memoryview, at: int) -> bool:
-    """Whether a frame certainly begins at this position: it is followed by two frames of the same form, by a tag, or by
-    the end of the file.
+    """Whether a frame certainly begins at this position: it is followed by two frames with the same `form`, by a tag,
+    or by the end of the file.
     """
     form = None
     for _ in range(3):

@@ -81,7 +81,8 @@ def charge_opening(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) 
 
 def _charge_icon(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) -> None:
     file = io.BytesIO(data)
-    # If the file is damaged, Pillow fails at the same place as this function, before it decodes anything.
+    # If the file is damaged, this function stops at the damaged place. Pillow will fail at the same place, before
+    # Pillow decodes anything.
     with suppress(OSError, ValueError, SyntaxError, IndexError, struct.error):
         largest = IcoImagePlugin.IcoFile(file).entry[0]
         file.seek(largest.offset)

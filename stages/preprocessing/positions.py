@@ -56,7 +56,7 @@ def mrope_positions(
     runs.append(_line(gaps[-1], start))
     positions = numpy.concatenate(runs, axis=1)
     if not numpy.isfinite(positions).all():
-        raise internal("The positions of a clip's frames are too large for float32.")
+        raise internal("The positions of a video's frames are too large for float32.")
     # Generation continues from the last row's position. After wide frames with a short sound, this is not the largest
     # position.
     return positions, float(positions[0, -1] + float32(1) - float32(positions.shape[1]))
@@ -64,12 +64,12 @@ def mrope_positions(
 
 def _medium(medium: MediumRows, start: float32, ids_per_second: float) -> list[FloatArray]:
     """Positions of one media item, as a list of one or two runs. A run is a part of the item that the reference handles
-    in one step. The token after the item starts one position after the largest position of the last run.
+    in one step. The position of the token after the item is one more than the largest position of the last run.
 
     A clip with sound has two runs. The first run has rows of the frames and rows of the sound, ordered by time. The
-    last run has only the remaining rows: rows of the frames or rows of the sound, depending on which of them last
-    longer. The largest position of the last run may be smaller than the largest position of the first run. In this
-    case, some positions of the clip occur again in the text after the clip, as in the reference.
+    last run has only the remaining rows of the part that lasts longer, which is either the frames or the sound. The
+    largest position of the last run may be smaller than the largest position of the first run. In this case, some
+    positions of the clip occur again in the text after the clip, as in the reference.
     """
     sound = _line(medium.audio, start)
     if medium.grid is None:

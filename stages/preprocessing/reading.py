@@ -15,7 +15,7 @@ from stages.preprocessing.spoken import Roles, spoken_prompt
 
 TALKER = "talker_ar"
 
-# Number of ids of the chat template that open the assistant's turn.
+# Number of ids with which the chat template begins the assistant's turn.
 _OPENING = 3
 
 
@@ -35,8 +35,8 @@ class ReadingTokenizer:
         self._roles = roles
 
     def messages(self, request_id: str, request: SpeechRequest) -> Iterator[Work]:
-        """The prompt, and each passage of the text. Each passage is tokenised when the caller asks for it, which takes
-        about a millisecond. So other requests do not wait for a long text.
+        """The prompt, and each passage of the text. The passages are tokenised one by one, when the caller asks for the
+        next message. Tokenising a passage takes about a millisecond. So other requests do not wait for a long text.
 
         Raises:
             OmniError: 400 if the text has no words.

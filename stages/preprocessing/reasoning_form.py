@@ -19,7 +19,7 @@ class ReasoningMarks(Struct, frozen=True):
     """The markers of a model's reasoning, and whether the model always reasons.
 
     Attributes:
-        form: The markers, for an answer that begins outside the reasoning.
+        form: The markers, as a `ReasoningForm` for an answer that begins outside the reasoning.
         always: Whether every answer begins inside the reasoning, except when the prompt contains the closing marker.
         turn_id: The token with which a turn begins.
     """
@@ -29,8 +29,8 @@ class ReasoningMarks(Struct, frozen=True):
     turn_id: int | None
 
     def after(self, prompt: numpy.ndarray) -> ReasoningForm:
-        """The form of the reasoning in the answer to a prompt. `prompt` has the token ids, int64 [n]. The last marker
-        in the last turn shows whether the prompt ends inside reasoning.
+        """The `ReasoningForm` for the answer to a prompt. `prompt` has the token ids, int64 [n]. The last marker in the
+        last turn shows whether the prompt ends inside reasoning. If the last turn has no marker, `always` shows this.
         """
         open_ = self.always
         for id_ in map(int, prompt[::-1]):
@@ -48,9 +48,9 @@ def find_reasoning_marks(tokenizer: Any, template: str, setting: str, *, speaks:
     Args:
         tokenizer: The checkpoint's tokenizer.
         template: The source of the chat template.
-        setting: The name of a parser, ``auto`` or ``none``. ``auto`` selects a parser only for a model without speech.
-            With a parser, the speech of a spoken answer would start later: the talker would have to wait until it is
-            known which text is not reasoning.
+        setting: Either the name of a parser, or ``auto``, or ``none``. ``auto`` selects a parser only for a model
+            without speech. With a parser, the speech of a spoken answer would start later: the talker would have to
+            wait until it is known which text is not reasoning.
 
     Raises:
         StartupError: The markers of the chosen parser are not tokens of this model.

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, TiffImagePlugin
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
 
 # The factors by which Pillow multiplies the sample values of a PNG to get 8-bit values. The keys are Pillow's names for
-# the forms of the samples.
+# the ways in which a file stores samples.
 _SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 
 # In these formats, some programs write a fourth channel that is zero everywhere, although the picture is not
@@ -35,7 +35,7 @@ _BAND_PIXELS = 1 << 20
 
 
 class _Samples(Struct, frozen=True):
-    """The statements of a picture's file about its sample values.
+    """Properties of a picture's sample values, found when the picture is opened.
 
     Attributes:
         format: Name of the file's format.
@@ -112,8 +112,8 @@ def _bands(image: Image.Image, samples: _Samples) -> Iterator[tuple[int, numpy.n
 
 
 def _guess_white(image: Image.Image, samples: _Samples) -> float:
-    """The smallest of the usual values of white that is not less than the largest sample. If the largest sample exceeds
-    all usual values, the result is the largest sample.
+    """A guess at the value that means white: the smallest usual value that is greater than or equal to all samples. If
+    the largest sample exceeds all usual values, the result is the largest sample.
     """
     bands = (values for _, values in _bands(image, samples))
     largest = max(float(values.max(where=numpy.isfinite(values), initial=0)) for values in bands)

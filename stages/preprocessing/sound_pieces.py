@@ -1,6 +1,6 @@
 """Splits a file that was made by joining several sound files. Decoders would stop at the end of the first sound file.
 
-For example, the program `cat` makes such a file. A client makes such a file when it joins the files of a stream.
+For example, a user has joined the files with the program `cat`, or a client has joined the files of a stream.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each window lasts eight seconds in the released models. In the tower, the rows of a window attend only to each other. So
 the rows of a window depend only on the features of this window. While a user speaks, the sound grows, but its complete
-windows stay the same. Their rows are then found in the encoder's cache and in the prefix cache.
+windows stay the same. So the rows of the complete windows are found in the encoder's cache and in the prefix cache.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ If the answer must follow a grammar that the stage has not seen recently, a read
 itself does not compile the grammar, because this may take long or crash the process. The thinker compiles the grammar
 too, but it receives only grammars that a reader has compiled without a problem.
 
-1. `TEXT`: The text's size is compared with the token limit. A short text is tokenised here, a long one by a reader.
-   A request without media is complete.
+1. `TEXT`: The text's size is compared with the token limit. The stage itself tokenises a short text, and a reader
+   tokenises a long text. A request without media is complete.
 2. `SURVEY`: A reader finds the sizes of the media from their headers (`survey.MediumSurvey`). Text and media together
    are compared with the token limit.
 3. `GRANT`: The sizes are known, and nothing has been decoded yet. The stage claims the memory that the media will need,
@@ -153,11 +153,12 @@ class Preparation(Struct):
 
 
 class Preprocessing:
-    """Receives `ChatRequest`, and sends `Prompt`. Also sends `VisionWork` if there are pictures or clips, and
-    `AudioWork` if there are sounds. Receives `SpeechRequest`, and sends `TalkerPrompt` and then each `Passage`.
+    """For a `ChatRequest`, the stage sends `Prompt`. It also sends `VisionWork` if there are pictures or clips, and
+    `AudioWork` if there are sounds. For a `SpeechRequest`, the stage sends `TalkerPrompt` and then each `Passage`.
 
-    Also receives `Recording`, answers the main process with `RecordingCut`, and keeps the recording. Then receives each
-    `PieceRequest` of this recording, and treats it as a chat request whose sound is the piece.
+    When the stage receives a `Recording`, it answers the main process with `RecordingCut`, and keeps the recording.
+    After that, the stage receives each `PieceRequest` of this recording. It treats the `PieceRequest` as a chat request
+    whose sound is the piece.
     """
 
     def __init__(self, context: StageContext) -> None:
@@ -310,7 +311,7 @@ class Preprocessing:
         return messages
 
     def _read_on(self, request_id: str) -> list[Work | Failed]:
-        """The next message of a text that is read aloud. Then the text is queued behind its client's other texts."""
+        """The next message of a text that is read aloud. Also queues the text behind its client's other texts."""
         text, sender = self._texts.pop(request_id)
         messages = self._attempt(request_id, lambda: [next(text)])
         if not isinstance(messages[0], End | Failed):

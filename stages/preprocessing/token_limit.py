@@ -39,8 +39,8 @@ class TextLimit(Struct, frozen=True):
         token_bytes: Maximum number of bytes of text that one token represents; None if no maximum is known for this
             tokenizer.
         shrinks: Factor by which normalisation may shorten a text that is not ASCII.
-        shares: For each byte value, 1 divided by the length of the longest token that contains this byte value. So each
-            byte of this value is at least this share of its token. Empty if no maximum is known.
+        shares: For each byte value, the smallest share of a token that one byte of this value can be. This share is 1
+            divided by the length of the longest token that contains the value. Empty if no maximum is known.
     """
 
     limit: TokenLimit
@@ -113,7 +113,7 @@ class TextLimit(Struct, frozen=True):
         least = -(-size // (self.token_bytes * shrinks))
         if least > self.limit.tokens:
             raise context_length_exceeded(
-                self.limit.tokens, f"at least {least} tokens, because they have at least {size} bytes"
+                self.limit.tokens, f"at least {least} tokens, because your messages have at least {size} bytes"
             )
 
 

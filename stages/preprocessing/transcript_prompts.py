@@ -66,7 +66,7 @@ def _language(given: str, param: str, known: Mapping[str, str]) -> tuple[str, st
 def _unknown(given: str, param: str, known: Mapping[str, str]) -> OmniError:
     codes = ", ".join(sorted(known))
     return bad_request(
-        f"Invalid '{param}': '{given[:_QUOTED]}' is not a language of this model; known: {codes}.",
+        f"Invalid '{param}': '{given[:_QUOTED]}' is not a language of this model; known languages: {codes}.",
         param=param,
         code="invalid_value",
     )

@@ -23,7 +23,7 @@ MAX_AMPLITUDE = 1e4
 
 def sound_budget(max_seconds: float, param: str) -> DecodingBudget:
     """A limit on the work of decoding a sound that may be at most `max_seconds` long."""
-    message = f"has more samples than {max_seconds:g} seconds may have"
+    message = f"has more samples than are allowed in {max_seconds:g} seconds of audio"
     return DecodingBudget(int(max_seconds * SAMPLES_PER_SECOND), lambda: _too_long(message, param))
 
 

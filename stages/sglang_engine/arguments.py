@@ -27,7 +27,7 @@ _ELSEWHERE = {
     "device": "the stage's device",
     "dtype": "the stage's options.dtype",
     "tp_size": "the stage's tp_size",
-    "mem_fraction_static": "the stage's memory, or its options.mem_fraction_static",
+    "mem_fraction_static": "the stage's memory or options.mem_fraction_static",
     "max_total_tokens": "the stage's options.max_total_tokens",
     "max_running_requests": "the stage's options.max_running_requests",
 }
@@ -39,7 +39,7 @@ _SLACK = 0.02
 # Largest share of the free memory that SGLang may use.
 _MOST = 0.98
 
-# The attention backends of SGLang for GPUs that support float32.
+# SGLang's attention backends that support float32 on a GPU.
 _FLOAT32_ATTENTION = ("triton", "torch_native")
 
 _CPU = {
@@ -78,7 +78,7 @@ def server_arguments(
         if name in _OURS:
             raise StartupError(f"engine option {name!r} is set by omni-pipeline and cannot be changed")
         if name in _ELSEWHERE:
-            raise StartupError(f"engine option {name!r} has its own setting: {_ELSEWHERE[name]}")
+            raise StartupError(f"engine option {name!r} cannot be set here; use {_ELSEWHERE[name]} instead")
         if name not in known:
             raise StartupError(f"engine option {name!r} is not an SGLang server argument; {suggestion(name, known)}")
     config = {} if device == "cpu" else json.loads((Path(model_path) / "config.json").read_text())
@@ -122,7 +122,7 @@ def _stored_dtype(config: dict[str, Any]) -> str:
 
 def _for_float32(overrides: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
     """Arguments for float32 on a GPU. Some of SGLang's kernels do not support float32. With these arguments, SGLang
-    does not use some of these kernels; `float32_forms` replaces the others.
+    uses attention kernels that support float32. For other operations, `float32_forms` replaces the kernels.
     """
     quantization = overrides.get("quantization_config")
     if quantization:

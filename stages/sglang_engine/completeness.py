@@ -1,4 +1,6 @@
-"""Finds the tensors of a model that are missing in a checkpoint: SGLang would leave their parameters uninitialised."""
+"""Finds the tensors of a model that are missing in a checkpoint. Without this check, SGLang would leave the parameters
+for missing tensors uninitialised.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ _STACKED_EXPERTS = {
 }
 
 # A parameter whose name has one of these endings must be in the checkpoint. SGLang itself makes all other parameters,
-# for example when it quantises plain weights. `quantised_parts.misplaced` checks the tensors that a quantised form
-# needs.
+# for example when it quantises plain weights. `quantised_parts.misplaced` checks whether each quantised layer has all
+# the tensors that it needs.
 _NEEDED = ("weight", "qweight", "qzeros", "scales", "weight_packed", "weight_zero_point")
 
 # Endings of the names of tensors that describe quantised weights: group indices and shapes. SGLang does not always need

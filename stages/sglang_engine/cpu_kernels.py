@@ -35,9 +35,9 @@ FREE_PLACES = 4096
 # bytes. The copied values of a part have the same limit.
 ATTENTION_BYTES = 1 << 18
 
-# `few_experts` computes the experts of a single row. For this, it copies the matrices of these experts. It is used if
+# `few_experts` computes the experts of a single row, and copies the matrices of these experts. This function is used if
 # the experts' first matrices together have at most this number of bytes. For larger matrices, `grouped_experts` is
-# faster: it visits all experts, but this takes less time than the copy.
+# faster. `grouped_experts` visits all experts, but the visits take less time than the copy.
 LARGEST_COPY = 1 << 20
 
 
@@ -204,8 +204,8 @@ def few_experts(
     """Computes the experts of one row. Their matrices are copied into a batch of matrices. The arguments are those of
     `grouped_experts`.
 
-    `torch._grouped_mm` visits every expert of the layer. If a row uses few of many small experts, visiting all of
-    them takes longer than copying the matrices of the few.
+    `torch._grouped_mm` visits every expert of the layer. If a layer has many small experts and a row uses few of them,
+    visiting all experts takes longer than copying the matrices of the used experts.
     """
     used = experts.reshape(-1)
     gate, up = torch.matmul(w13.index_select(0, used), x[0]).chunk(2, dim=-1)

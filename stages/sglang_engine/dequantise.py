@@ -62,8 +62,9 @@ def expand(tensors: Tensors, quantization: Quantization) -> torch.Tensor:
 
 
 def _spread(scales: torch.Tensor, quantization: Quantization, shape: torch.Size) -> torch.Tensor:
-    """The scales in the shape of the weight, if each block has a scale: each scale is repeated for all numbers of its
-    block. The last block may extend beyond the edge of the weight. Other scales are returned unchanged.
+    """If each block of the weight has a scale, returns the scales in the shape of the weight: each scale is repeated
+    for all numbers of its block. The last block may extend beyond the edge of the weight. If the weight is not divided
+    into blocks, returns the scales unchanged.
     """
     outputs, inputs = quantization.block
     if not outputs:

@@ -406,8 +406,8 @@ class Engine:
             self.abort(request_id)
 
     def _spare_tokens(self, sampling: Sampling) -> int:
-        """Number of tokens by which the KV cache must be larger than the request, when the request runs alone. The size
-        of a request is its prompt and its maximum output. In a smaller cache, SGLang would never start the request.
+        """Number of tokens for which the KV cache must have room in addition to the request's prompt and its maximum
+        output. If the cache is too small, SGLang never starts the request, even if no other request runs.
         """
         uncached = getattr(self._scheduler.tree_cache, "disable", True)
         # For a request of fixed length and without a prefix cache, SGLang rounds the length of the prompt up to whole

@@ -21,8 +21,8 @@ def bind_cpus(ranks: int) -> None:
 
 
 def prepare() -> None:
-    """Set the variables that the engine needs. Some are only defaults: if the operator has set such a variable, it
-    stays as it is.
+    """Set the variables that the engine needs. Some of the values are only defaults: a default does not replace a value
+    that the operator has set.
     """
     # Register only our models. Importing all of SGLang's models would take seconds, and memory in every worker.
     os.environ["SGLANG_EXTERNAL_MODEL_PACKAGE"] = "stages.sglang_engine.models"

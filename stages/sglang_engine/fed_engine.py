@@ -106,8 +106,8 @@ def _keep_only_prompts(cache: Any) -> None:
     """Change SGLang's prefix cache, so that it never keeps generated tokens.
 
     SGLang calls `checkpoint` whenever it adds a request to the cache: after each chunk of a prompt, after the prompt,
-    after the prompt and the earlier output of a request that has lost its memory, and when the request ends. The
-    request frees all memory that it has not added.
+    after the prompt and the earlier output of a request that has lost its memory, and when the request ends. When
+    the request ends, SGLang frees all of the request's memory that is not in the cache.
     """
     checkpoint = cache.checkpoint
 

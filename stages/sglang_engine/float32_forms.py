@@ -37,12 +37,13 @@ def all_experts(method: UnquantizedFusedMoEMethod, layer: Any, dispatch_output: 
     the expert.
 
     Raises:
-        NotImplementedError: The experts are of another kind.
+        NotImplementedError: The experts have a bias, an activation other than SiLU, or weights on their input.
     """
     config = method.moe_runner_config
     if config.activation != "silu" or config.apply_router_weight_on_input or hasattr(layer, "w13_weight_bias"):
         raise NotImplementedError(
-            "float32 on a GPU supports only experts with SiLU, without bias, and with weights on their output"
+            "float32 on a GPU supports only experts that use SiLU, have no bias, and multiply their output by the "
+            "router's weight"
         )
     x = dispatch_output.hidden_states
     weights, experts, _ = dispatch_output.topk_output

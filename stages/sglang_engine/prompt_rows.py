@@ -54,7 +54,9 @@ class PrefillInput:
             there are no such rows.
         media_embeds: [rows, hidden]. `media_embeds` and `deepstack` may be views of a request's tensors, so do not
             write to them.
-        visual_index, deepstack: As `media_index` and `media_embeds`, for deepstack rows [layers, rows, hidden].
+        visual_index: int64 [rows]. For each row of `deepstack`, the index of its token among the t tokens. None if
+            there are no such rows.
+        deepstack: [layers, rows, hidden].
     """
 
     positions: torch.Tensor

@@ -41,9 +41,9 @@ class SamplingState:
         logprobs: Number of alternatives to report with each pick, or None for no log-probabilities.
         suppressed: bool [vocab], the ids that are never picked, or None.
         matcher: Finds the ids that the request's grammar allows next; None without a grammar.
-        picks_few: Whether to pick directly among the allowed ids when a grammar allows only few ids. If not, all other
-            ids are banned. The direct pick is faster on a CPU, but slower on a GPU, because the host has to wait for
-            the device.
+        picks_few: Whether to pick directly among the allowed ids when a grammar allows only few ids. If false, the ids
+            that the grammar does not allow are banned. The direct pick is faster on a CPU, but slower on a GPU, because
+            the host has to wait for the device.
 
     Attributes:
         reasoning: Tracks the reasoning in the output; None if the model does not reason.
@@ -210,7 +210,8 @@ class SamplingState:
 
     def _follow(self, matcher: Matcher, text: Sequence[int], logits: torch.Tensor) -> None:
         """Ban the ids that the grammar does not allow. If only few ids are allowed and `picks_few` is set, store the
-        allowed ids in `few` instead. As the first id of the answer, the id that begins reasoning is allowed too.
+        allowed ids in `few` instead. If the next id is the first id of the answer, the id that begins reasoning is
+        allowed too.
         """
         mask = matcher.mask(text, stay=self._stays)
         ids = mask.ids

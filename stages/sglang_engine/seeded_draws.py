@@ -67,8 +67,8 @@ def _draw_on_device(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch
         borders = own.cumsum(dim=-1)
         total = borders[:, -1:]
         chosen = (borders <= numbers[:, digit : digit + 1] * total).sum(dim=-1, keepdim=True)
-        # Because of rounding, the product may be as large as `total`. Then the last child whose probability is not 0 is
-        # chosen.
+        # Because of rounding, the product of the random number and `total` may be as large as `total`. In this case,
+        # the last child whose probability is not 0 is chosen.
         ids = ids * RADIX + torch.minimum(chosen, (borders < total).sum(dim=-1, keepdim=True))
     return ids[:, 0]
 

@@ -1,8 +1,9 @@
-"""Gives each tapped state an id, so that its receiver can recognise the state when it arrives again.
+"""Gives each tapped state an id. When a stage receives the same state again, it recognises the state by this id.
 
 A state depends on its token and on all tokens before it. So neither the token nor a media item identifies the state. A
-hash of the state's bytes would identify it, but takes 3 to 6 µs for each row of the 30B model. Instead, each state gets
-a new number when it is computed. A state that comes from the prefix cache keeps its number.
+hash of the state's bytes would identify the state, but computing the hash takes 3 to 6 µs for each row of the 30B
+model. Instead, each state gets a new number when the state is computed. A state that comes from the prefix cache keeps
+its number.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class TappedIds:
     """
 
     def __init__(self, tokens: int) -> None:
-        # On the CPU, because the ids are only sent. The memory plan of a GPU does not have to include them.
+        # The ids are on the CPU, because they are only sent. So the memory plan of a GPU does not have to include them.
         self._ids = torch.zeros(tokens, dtype=torch.int64)
         self._next = FIRST_TAPPED_ID + secrets.randbits(61)
 

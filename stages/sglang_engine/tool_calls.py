@@ -23,7 +23,7 @@ from stages.sglang_engine import environment
 
 environment.prepare()
 
-# A malformed call is a normal event here, because the client gets its text.
+# A malformed call is a normal event here, because the client gets the text of the call instead.
 logging.getLogger("sglang.srt.function_call").setLevel(logging.CRITICAL)
 
 # SGLang's name of each format, with the module and class of its detector. All these formats have a JSON object, or a

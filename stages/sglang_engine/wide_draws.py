@@ -52,7 +52,7 @@ def _least(logits: torch.Tensor, params: Sampling) -> float:
         largest = torch.topk(logits, params.top_k).values
         least = float(largest[-1])
         if params.top_p < 1.0:
-            # candidates that tie with the last one are kept, but they do not count for the nucleus
+            # other candidates with the logit `largest[-1]` are kept too, but they do not count for the nucleus
             own = torch.softmax(largest, dim=-1, dtype=torch.float64)
             least = max(least, float(largest[_inside(own, 0.0, params.top_p) - 1]))
     elif params.top_p < 1.0:

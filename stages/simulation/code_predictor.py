@@ -16,7 +16,7 @@ CODES_BYTES = 16 * 8
 
 
 class CodePredictor(Passive):
-    """Completes one frame of every utterance whose seed has arrived."""
+    """Completes one frame of every utterance whose `FrameSeed` has arrived."""
 
     def __init__(self, site: StageSite) -> None:
         self.name = site.name

@@ -1,4 +1,5 @@
-"""The published times of the steps of Qwen3-Omni-30B-A3B.
+"""The published times of the steps of Qwen3-Omni-30B-A3B. A *law* (`StepLaw`) computes the time of a step from its
+batch.
 
 Table 2 of the technical report of Qwen3-Omni (arXiv 2509.17765) contains these times for 1, 4 and 6 requests at a time.
 The times were measured with vLLM. For the MTP module and the codec decoder, torch.compile and CUDA graphs were used.
@@ -10,7 +11,7 @@ The report does not say which GPU was used.
     codec decoder (vocoder), per frame                                         3      5      5   ms
 
 The sum of the four times, divided by the 80 ms of a frame, is the report's generation RTF. With one request, this is
-37.4 / 80 = 0.47. Each law (`StepLaw`) is a straight line, fitted to these points by least squares. Beyond 6 requests,
+37.4 / 80 = 0.47. Each of these laws is a straight line, fitted to these points by least squares. Beyond 6 requests,
 the laws extrapolate, because the report has no figures for more requests. For the vocoder, the law uses the number of
 frames in a batch instead of the report's number of requests.
 
@@ -34,7 +35,9 @@ THINKER_STEP = tuple(1000 / rate for rate in (75, 63, 53))
 TALKER_STEP = tuple(1000 / rate for rate in (140, 125, 110))
 PREDICTOR_FRAME = (14.0, 16.0, 18.0)
 VOCODER_FRAME = (3.0, 5.0, 5.0)
-"""Milliseconds per frame for each number of requests in `REQUESTS`. The three constants above have the same form."""
+"""Milliseconds per frame for each number of requests in `REQUESTS`. The three constants above have
+milliseconds per step or per frame for the same numbers of requests.
+"""
 
 
 def fit(milliseconds: Sequence[float], *, active: float = 0.0) -> StepLaw:
@@ -58,6 +61,6 @@ PUBLISHED = LawSet(
         "code_predictor": fit(PREDICTOR_FRAME),
         "code2wav": fit(VOCODER_FRAME),
     },
-    "Lines through the times for 1, 4 and 6 requests in table 2 of the technical report of Qwen3-Omni "
-    "(arXiv 2509.17765), which names no GPU; beyond 6 requests, they extrapolate.",
+    "Straight lines through the times for 1, 4 and 6 requests in table 2 of the technical report of Qwen3-Omni (arXiv "
+    "2509.17765). The report does not name the GPU. For more than 6 requests, the lines are extrapolated.",
 )

@@ -75,7 +75,9 @@ class OneByOne(Passive):
 
 
 class Preprocessing(OneByOne):
-    """Tokenises a prompt. The time to decode media is part of the stage's law, as a time for each prompt token."""
+    """Tokenises a prompt. The time to decode media is part of the stage's `StepLaw`, as a time for each prompt
+    token.
+    """
 
     def _targets(self, request: SimulatedRequest) -> dict[str, int]:
         pictures = {"image_encoder": PATCH_BYTES * request.media_tokens} if request.media_tokens else {}
@@ -83,7 +85,7 @@ class Preprocessing(OneByOne):
 
 
 class Encoder(OneByOne):
-    """Encodes the media of one request. The law's `token` is the time of one media token."""
+    """Encodes the media of one request. In the stage's `StepLaw`, `token` is the time of one media token."""
 
     def _tokens(self, request: SimulatedRequest) -> int:
         return request.media_tokens

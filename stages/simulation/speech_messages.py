@@ -1,4 +1,6 @@
-"""The messages of the simulated stages. Advice has the types of the real messages, `Playing` and `TextPace`."""
+"""The messages of the simulated stages. Advice (see `wire.messages.Advice`) has the types of the real stages: `Playing`
+and `TextPace`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ class UtteranceEnd(Struct, frozen=True):
 
 
 class VocoderAdvice(Struct, frozen=True):
-    """Advice from one replica of the vocoder: the state of the players that play its utterances."""
+    """Advice from one replica of the vocoder: the state of the players that play this replica's utterances."""
 
     replica: int
     playing: Playing

@@ -1,4 +1,4 @@
-"""The simulated talker_ar. The modules of the real stage decide the order of its frames and texts."""
+"""The simulated stage `talker_ar`. Modules of the real stage decide the order of the frames and texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulated code2wav. The module `chunk_order` of the real stage decides the order of its chunks."""
+"""The simulated stage `code2wav`. The module `chunk_order` of the real stage decides the order of the chunks."""
 
 from __future__ import annotations
 

@@ -73,10 +73,10 @@ class _Utterance:
         ended: Whether the text is complete.
         begun: Whether the engine has the prompt.
         frames: Number of frames whose text row has been used.
-        feedback: Summed embedding of the latest frame. The engine gets it when two conditions are true: the row of text
-            for the same input has arrived, and the next frame is due. It is kept until then.
+        feedback: Summed embedding of the latest frame. It is kept until two conditions are true: the row of text for
+            the same input has arrived, and the next frame is due. Then the engine gets the embedding.
 
-    `first`, `first_id`, `text`, `ended`, `begun` and `frames` are those of the current passage if a text is read aloud.
+    If a text is read aloud, `first`, `first_id`, `text`, `ended`, `begun` and `frames` describe the current passage.
     """
 
     prompt: TalkerPrompt

@@ -1,7 +1,8 @@
 """The stage thinker: runs Qwen3-Omni's text model on SGLang, and turns prompt rows into streams of token ids.
 
-One stream goes to decode. If the answer is spoken, a second stream goes to the talker. The second stream has the hidden
-states of the prompt's media rows, and then the ids of the text. It does not have the last id, which is never spoken.
+One stream goes to the stage `decode`. If the answer is spoken, a second stream goes to the talker. The second stream
+has the hidden states of the prompt's media rows, and then the ids of the text. It does not have the last id, which is
+never spoken.
 
 If a request asks for several choices, the engine first gets only choice 0. When the prompt of choice 0 has been
 computed, the engine gets the other choices. They find the prompt in the prefix cache.
@@ -71,7 +72,7 @@ class _WrittenText:
 
     @property
     def awaited(self) -> bool:
-        """Whether ids are held until decode reports which of them are spoken."""
+        """Whether ids are held until the stage `decode` reports which of them are spoken."""
         return self.request.spoken is not None and self.request.text.judged
 
 
@@ -235,7 +236,7 @@ class Thinker:
             )
 
     def _stop(self, request_id: str, stop: StopGenerating) -> None:
-        """End a text at the token that decode reports, unless the text has already ended."""
+        """End a text at the token that the stage `decode` reports, unless the text has already ended."""
         answer = self._answers.get(request_id)
         if answer is None:
             return
@@ -259,8 +260,8 @@ class Thinker:
         return End(request_id, self.name, TARGET, finished)
 
     def _release(self, request_id: str, report: Certain | StopGenerating, *, last: bool) -> None:
-        """Read a report from decode, and send the talker those held ids that are spoken. If `last` is set, also send
-        the end of the text.
+        """Read a report from the stage `decode`. Of the held ids, send the talker the ids that are spoken. If `last` is
+        set, also send the end of the text.
         """
         answer = self._answers.get(request_id)
         if answer is None:

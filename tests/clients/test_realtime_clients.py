@@ -37,8 +37,8 @@ def check_speech(answer: dict[str, Any]) -> None:
 def check_loud(answer: dict[str, Any]) -> numpy.ndarray:
     """Check that the sound of an answer is loud. Returns its samples, int16 [samples].
 
-    If the demo model was not trained for a prompt, only this is checked, because the length of its answers varies: for
-    the same words, the talker makes between 1 and 9 seconds of sound, depending on the random samples.
+    If the demo model was not trained for a prompt, the length of the sound is not checked, because the length varies:
+    for the same words, the talker makes between 1 and 9 seconds of sound, depending on the random samples.
     """
     samples = numpy.frombuffer(base64.b64decode(answer["sound"]), "<i2")
     assert numpy.abs(samples.astype(int)).max() > 3_000

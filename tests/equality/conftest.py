@@ -1,4 +1,4 @@
-"""Provides fixtures of the equality tests: the media, and a directory with them that servers may read."""
+"""Provides fixtures of the equality tests: the media, and a directory with the media. Servers may read this directory."""
 
 from __future__ import annotations
 

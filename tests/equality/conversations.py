@@ -1,4 +1,6 @@
-"""Lists seventy conversations with every kind and mix of input, in Hugging Face's form and in the API's form."""
+"""Lists seventy conversations with every kind and mix of input, in the format of Hugging Face and in the format of the
+API.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Starts the servers of the equality tests.
 
 With ``OMNI_TEST_HOSTS=1`` in pytest's environment, the stages with a model are on other hosts. These hosts have their
-own network and their own process ids (see `tests.omni_pipeline.hosts.namespaces`). The tests then show that tokens,
-embeddings, pictures and sound cross hosts without a change.
+own network and their own process ids (see `tests.omni_pipeline.hosts.namespaces`). With this variable, the tests show
+that tokens, embeddings, pictures and sound cross hosts without a change.
 """
 
 from __future__ import annotations

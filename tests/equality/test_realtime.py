@@ -3,7 +3,7 @@ samples of all answers. They run with and without the preparation of answers in 
 at once.
 
 For each answer, the reference gets the whole conversation again. In this conversation, the reference's own earlier
-answers have the ids that it generated.
+answers have the ids that the reference generated.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Heard:
     """One answer, and the conversation before it.
 
     Attributes:
-        messages: The conversation before the answer, in Hugging Face's form. The text of an earlier answer may be cut.
+        messages: The conversation before the answer, in the format of Hugging Face. The text of an earlier answer may
+            be cut.
         text, samples: The answer; the samples are int16.
         cached_tokens: Number of tokens of the prompt that were in the prefix cache.
     """
@@ -214,7 +215,7 @@ class Truths:
         return self._text(spoken.ids), spoken
 
     def _ids(self, text: str, index: int) -> list[int] | None:
-        """The generated ids of an earlier answer of which `text` was heard."""
+        """The ids that were generated for the heard part of an earlier answer. `text` is the heard part."""
         # The tool call is the assistant's message 3, but not an answer of the reference. So the indices of later
         # answers in `_answers` are smaller by one.
         ids = self._answers[index].ids if index < 3 else self._answers[index - 1].ids
@@ -345,7 +346,8 @@ async def test_each_answer_is_that_of_the_reference(server, scripts, truths, hea
             assert heard.cached_tokens >= shared - 1
             if index == LONGEST and prepares(server):
                 assert heard.cached_tokens > shared + WINDOW_ROWS
-            # The whole previous prompt is shared. Its answer is shared too, except the part that was not heard.
+            # The whole previous prompt is shared. The answer to this prompt is shared too, except the part that was not
+            # heard.
             assert shared >= len(before) - (TOKENS if index == LONGEST + 1 else 0)
             before = prompt + spoken.ids[:-1]
 

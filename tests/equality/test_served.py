@@ -138,7 +138,9 @@ PATTERNS = [r'\{"n": -?(0|[1-9][0-9]{0,5}), "s": "[a-zA-Z ,]{3,40}"\}', r"(yes|n
 
 @dataclass
 class Constrained:
-    """A conversation with the reference's answer in the language of a regular expression."""
+    """A conversation, and the reference's answer under the constraint that the answer matches the regular expression
+    `pattern`.
+    """
 
     conversation: Conversation
     pattern: str
@@ -173,8 +175,8 @@ def constrained_answers(path: Path, reference: Reference, conversations: list[Co
 
 
 def check_constrained(running: Running, cases: list[Constrained], neighbours: list[Conversation]) -> None:
-    """Compare constrained answers with the reference's answers, and also free answers that are computed at the same
-    time.
+    """Compare constrained answers with the reference's answers. Also compare the free answers that are computed at the
+    same time.
     """
     masked = Running(running.server, Truths([], {}), running.checkpoint)
     bodies = {}
@@ -193,7 +195,7 @@ def check_constrained(running: Running, cases: list[Constrained], neighbours: li
 def test_constrained_answers_and_free_neighbours(
     running: Running, constrained: Callable[[str], list[Constrained]]
 ) -> None:
-    """Constrained answers equal those of the reference with the same logits masked. Other answers do not change."""
+    """Constrained answers equal the reference's answers when the same logits are masked. Other answers do not change."""
     cases = constrained(running.checkpoint)
     assert any(any(part["type"] == "image" for part in case.conversation.messages[-1]["content"]) for case in cases)
     check_constrained(running, cases, running.truths.conversations[::3])

@@ -21,7 +21,7 @@ Models = Callable[[str, str], Built]
 
 @pytest.fixture(scope="session")
 def engines(accelerator: Accelerator) -> Accelerator:
-    """The process under fake GPUs, which has imported everything that a worker with a GPU imports."""
+    """The process with fake GPUs. It has imported everything that a worker with a GPU imports."""
     failures = accelerator.load(modules())
     assert not failures, "\n".join(failures.values())
     return accelerator
@@ -29,8 +29,8 @@ def engines(accelerator: Accelerator) -> Accelerator:
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> DescribeEngine:
-    """A function that describes an engine of the thinker or the talker, for a kind of the 30B checkpoint with two
-    layers in each part.
+    """A function that describes an engine of the thinker or the talker. The engine's checkpoint is the 30B checkpoint
+    of a given kind (for example ``FP8``), with only two layers in each part.
     """
     root = tmp_path_factory.mktemp("small")
     paths = {kind: checkpoints.write(kind, root, layers=2) for kind in checkpoints.QUANTIZATION}

@@ -29,7 +29,7 @@ def resolved(engines: Accelerator, engine: PlannedEngine, card: Card = H100) -> 
 
 
 def check(found: Arguments, stage: str, kind: str) -> None:
-    """Check the arguments that every engine of the 30B model has on these GPUs."""
+    """Check the arguments that every engine of the 30B model has on the GPUs H20, H100 and H200."""
     assert found.attention_backend == "fa3"
     assert (found.page_size, found.chunked_prefill_size) == (1, 8192)
     assert found.decode_graphs == GRAPHS

@@ -1,4 +1,6 @@
-"""Thinker and talker of the 30B model have the expected layers, built on ``meta`` by SGLang's loader as on a GPU."""
+"""The thinker and the talker of the 30B model have the expected layers. SGLang's loader builds these models on ``meta``
+in the same way as on a GPU.
+"""
 
 from __future__ import annotations
 

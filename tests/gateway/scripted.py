@@ -1,5 +1,5 @@
-"""Provides a pipeline whose answers a test defines, and a gateway in front of the pipeline that is served over real
-sockets.
+"""Provides a pipeline whose answers a test defines, and a gateway in front of this pipeline. Clients reach the gateway
+over real sockets.
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ async def test_bytes_are_held_up_to_half_of_the_limit_by_each_client():
         assert (caught.value.info.status, caught.value.info.retry_after) == (429, 1)
         first.free()
         second.hold(60)
-        with pytest.raises(OmniError, match="hold more bytes than this server"):
+        with pytest.raises(OmniError, match="use more memory than this server"):
             second.hold(101)
     async with admission.admit("a", math.inf) as place:
         place.hold(100)
@@ -542,7 +542,7 @@ async def test_more_than_may_wait_to_speak_are_refused_with_a_time_to_retry():
     await choir.come("a2")
     info = await choir.refusal("a2")
     assert (info.status, info.code, info.retry_after) == (429, "too_many_requests", 1)
-    assert f"({FIRST_VOICES} spoken answers), and 1 are waiting" in info.message
+    assert f"({FIRST_VOICES} spoken answers), and 1 other spoken answers are waiting" in info.message
     await choir.end()
     assert choir.speaking == ["a1"]
 

@@ -10,7 +10,7 @@ from gateway.fair_limit import FairLimit
 
 
 def take_all(limit: FairLimit, client: str, count: int = 1) -> int:
-    """Take `count` again and again, until no more fits. Returns the amount that the client then holds."""
+    """Take `count` again and again, until no more fits. Returns the total amount that the client holds at the end."""
     while limit.fits(client, count):
         limit.take(client, count)
     return limit.held_by(client)

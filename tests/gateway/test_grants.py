@@ -1,5 +1,5 @@
-"""Memory is granted to clients in turn and within the limit, and no claim waits for ever, whether it is small or
-large.
+"""Memory is granted to clients in turn and within the limit. No request for memory (*claim*) waits for ever, whether it
+is small or large.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LIMIT = 114
 
 
 class Asked:
-    """Makes claims against one limit, and keeps each claim under a name."""
+    """Makes claims for memory within one limit, and keeps each claim under a name."""
 
     def __init__(self, limit: int) -> None:
         self.grants = Grants(limit)

@@ -40,7 +40,7 @@ def keys(chain: PromptChain) -> list[bytes]:
 
 
 def shared(one: PromptChain, other: PromptChain) -> int:
-    """Number of blocks at the beginning of two chains that have equal keys."""
+    """Number of blocks with equal keys at the beginning of two chains."""
     return next(
         (index for index, (a, b) in enumerate(zip(keys(one), keys(other), strict=False)) if a != b),
         min(len(one.blocks), len(other.blocks)),

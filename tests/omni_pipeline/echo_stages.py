@@ -179,7 +179,7 @@ class _Trouble:
 
     @staticmethod
     def advise(message: Work) -> Iterable[Advice[Text]]:
-        """Advise the stage before this stage."""
+        """Send an `Advice` message to the stage before this stage."""
         before = {"shout": "split", "join": "shout"}[message.target]
         yield Advice(message.target, before, Text(f"advice about {message.request_id}"))
 

@@ -1,5 +1,5 @@
-"""Contains the usage guide's questions and the right answers. Each question is given in the API's form and in the
-reference's form.
+"""Contains the usage guide's questions and the right answers. Each question is given in the format of the API and in
+the format of the reference.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GUIDE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def conversation(name: str, root: Path) -> Conversation:
-    """The question `name` in the reference's form, with the paths of its media under `root`."""
+    """The question `name` in the format of the reference, with the paths of its media under `root`."""
     body, _ = GUIDE[name]
     parts = [
         {"type": kind, kind: str(root / path)}

@@ -33,7 +33,7 @@ def checkpoint(name: str) -> Path:
 
 
 def group(conversation: Conversation) -> str:
-    """The kind of a conversation, under which its results are grouped."""
+    """The kind of a conversation. The results are grouped by this kind."""
     return conversation.name.split("-")[0]
 
 

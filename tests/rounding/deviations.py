@@ -1,8 +1,9 @@
-"""Measures how far a stage's results are from the reference's, with a few numbers that rounding hardly changes.
+"""Measures how far a stage's results are from the reference's results. Rounding hardly changes the few numbers of the
+measurement.
 
-If a router gives two experts nearly equal scores, it may pick a different expert in bfloat16. All results for this
-token are then far from the reference's results. A few such tokens do not change a median. So medians are checked first,
-and tails are checked separately. A smaller number is always better.
+If a router gives two experts nearly equal scores, it may pick a different expert in bfloat16. In this case, all results
+for the token are far from the reference's results. A few such tokens do not change a median. So medians are checked
+first, and tails are checked separately. A smaller number is always better.
 """
 
 from __future__ import annotations

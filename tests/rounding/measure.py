@@ -1,4 +1,5 @@
-"""Measures the reference's errors in bfloat16, stage by stage, and prints the table of limits that follow from them.
+"""Measures the reference's errors in bfloat16, stage by stage, and prints a table of the errors and of the resulting
+limits.
 
     make install
     .venv/bin/python -m tests.rounding.measure            # the table, as docs/gpu-check.md has it

@@ -126,7 +126,7 @@ class RoundedReference(SpokenReference):
 
     @torch.no_grad()
     def predict(self, state: torch.Tensor, code: int) -> list[int]:
-        """All codes of the frame that greedy choice gives for a talker state and a first code."""
+        """All codes of one frame, picked greedily. The inputs are a talker state and the first code of the frame."""
         talker = self.model.talker
         first = talker.get_input_embeddings()(torch.tensor([[code]]))
         result = talker.code_predictor.generate(

@@ -1,5 +1,5 @@
-"""Runs each stage on the reference's recorded inputs. A stage is run with the reference's own modules in bfloat16, or
-as the stage under test.
+"""Runs each stage on the reference's recorded inputs. There are two implementations of the stages: the reference's own
+modules in bfloat16, and the stages under test.
 """
 
 from __future__ import annotations
@@ -307,7 +307,9 @@ def compare_predictor(ours: Computer, speeches: dict[str, Speech]) -> Figures:
 
 
 def compare_vocoder(ours: Computer, speeches: dict[str, Speech]) -> Figures:
-    """Compare the vocoder's sound of the reference's codes with the reference's sound, by the energy of the error."""
+    """Let the vocoder decode the reference's codes, and compare the sound with the reference's sound by the energy of
+    the error.
+    """
     sound = Distances()
     for speech in speeches.values():
         sound.add("voices", relative(ours.decode(speech.codes)[None], speech.waveform[None]))

@@ -1,9 +1,9 @@
-"""In bfloat16 and in every layout, the reference gives a server's answers about the same probabilities as its own
-answers.
+"""In bfloat16 and in every layout, a server gives the tokens of its answers about the same probabilities as the
+reference.
 
 The reference is forced to generate each answer, and the results are compared token by token. In the demo model, the
-best candidates lead clearly. So its answers must equal the answers in float32, except where a lead is smaller than the
-error of leads in bfloat16.
+best candidates lead clearly. So the demo model's answers must equal the answers in float32, except where a lead is
+smaller than the error of leads in bfloat16.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The laws of `step_law` agree with their source. Steps last as long as the laws require, also in a server."""
+"""The laws of `step_law` (the durations of steps) agree with their source. Steps last as long as these laws require,
+also in a server.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +144,7 @@ def test_a_gpu_is_free_after_an_error(tmp_path: Path) -> None:
 
 
 def test_a_process_that_waits_for_a_gpu_is_not_overtaken(tmp_path: Path) -> None:
-    """The holder requests the GPU again as soon as it has released it. This is repeated 20 times."""
+    """As soon as the holder has released the GPU, the holder requests the GPU again. The test repeats this 20 times."""
     holder, waiter = Gpu(str(tmp_path), "0"), Gpu(str(tmp_path), "0")
     turns = []
 

@@ -59,6 +59,6 @@ def reasoner(checkpoints: Callable[[str], Path], repository: Path) -> Iterator[S
 
 @pytest.fixture(scope="session")
 def client(server: Server) -> Iterator[openai.OpenAI]:
-    """OpenAI's client, set up as by a user, but without retries, because retries would hide failures."""
+    """OpenAI's client with the settings of a usual user, but without retries, because retries would hide failures."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client

@@ -40,7 +40,8 @@ def joined(
     agent ends by itself, and leaves no files.
 
     Args:
-        inside: For hosts, by name: a command that runs the agent's command, for example in a network namespace.
+        inside: For some hosts, a command that runs the agent's command, for example in a network namespace. The keys
+            are the names of the hosts.
     """
     assert isinstance(server.config, dict)
     agents: dict[str, subprocess.Popen[bytes]] = {}

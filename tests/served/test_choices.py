@@ -1,4 +1,4 @@
-"""A request for several choices gets several texts, for which the server computes the prompt once."""
+"""A request for several choices gets several texts. The server computes the prompt only once for all texts."""
 
 from __future__ import annotations
 

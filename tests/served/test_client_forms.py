@@ -1,5 +1,5 @@
-"""For every form in which a client can write a request, the answer has the same log-probabilities as for the plain
-form.
+"""A client can write a request in several ways. The answer has the same log-probabilities, whichever way the client
+uses.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def part(kind: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def plain(server: Server) -> dict[str, Any]:
-    """The answers to the plain forms."""
+    """For each kind of media, the answer to a request that is written in the plainest way."""
     return {kind: read(server, asking(part(kind))) for kind in FILES}
 
 

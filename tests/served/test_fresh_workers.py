@@ -1,5 +1,5 @@
-"""A server whose workers each start in a new interpreter, as on GPUs, gives the same answers as a server with forked
-workers.
+"""On GPUs, each worker starts in a new interpreter. A server with such workers gives the same answers as a server with
+forked workers.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ class Observed:
             self.client_seconds[request_id] = time.monotonic() - begin
 
     def has_all_edges(self) -> bool:
-        """Read the metrics. Returns whether they contain the edge from the code predictor back to the talker, which the
-        talker's next heartbeat reports.
+        """Read the metrics. Returns whether the metrics contain the edge from the code predictor back to the talker.
+        The talker reports this edge in its next heartbeat.
         """
         with urllib.request.urlopen(f"{self.server.url}/metrics") as page:
             self.metrics = page.read().decode()

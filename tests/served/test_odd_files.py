@@ -1,4 +1,6 @@
-"""Media as real programs write them get the same answers as the plain form of the same picture or sound."""
+"""Real programs write media files in many unusual ways. Such a file gets the same answer as a plain file with the same
+picture or sound.
+"""
 
 from __future__ import annotations
 

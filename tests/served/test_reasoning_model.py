@@ -25,7 +25,7 @@ def reference(checkpoints) -> Reference:
 
 def test_the_server_starts_the_text_stages_and_says_why(reasoner: Server) -> None:
     assert (
-        "Text only: the checkpoint has no speech, because its config.json says enable_audio_output: false."
+        "Text only: the checkpoint cannot speak, because its config.json says enable_audio_output: false."
         in reasoner.log.read_text()
     )
     status, report = reasoner.health()
@@ -44,7 +44,7 @@ def test_a_request_for_audio_is_refused(reasoner: Server, fields: dict) -> None:
 
 
 def asked(repository: Path) -> dict[str, list[dict]]:
-    """The content of user messages, in the server's form."""
+    """The content of user messages, in the format of the API."""
     data = repository / "tests" / "data"
     sound = {"type": "audio_url", "audio_url": {"url": str(data / "query_to_cars.wav")}}
     picture = {"type": "image_url", "image_url": {"url": str(data / "cars.jpg")}}
@@ -58,7 +58,7 @@ def asked(repository: Path) -> dict[str, list[dict]]:
 
 
 def conversation(name: str, content: list[dict]) -> Conversation:
-    """The same message in the reference's form."""
+    """A conversation with a message of this content, in the format of the reference."""
     parts = []
     for part in content:
         kind = part["type"].removesuffix("_url")

@@ -69,7 +69,7 @@ def pipelines(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def thinkers(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
-    """Two thinkers, which the server chooses by their prefix caches."""
+    """A server with two thinkers. It chooses a thinker for each request by the contents of the thinkers' prefix caches."""
     config = fused() | {"groups": {"thinker": {"replicas": 2}}}
     config["stages"]["thinker"] = {"worker": "thinker"}
     with Server(tiny_checkpoint, repository, config) as server:
@@ -150,8 +150,9 @@ Turn = tuple[str, int, int]
 
 
 def converse(server: Server, picture: str) -> list[Turn]:
-    """Three conversations about a picture at the same time, three turns each. For each turn, the answer, the number of
-    tokens of the prompt, and how many of them were in the prefix cache.
+    """Hold three conversations about a picture, with three turns each. The conversations take turns. Returns three
+    values for each turn: the answer, the number of tokens of the prompt, and the number of these tokens that were in
+    the prefix cache.
     """
     said: dict[str, list[dict[str, Any]]] = {}
     turns = []
@@ -187,7 +188,7 @@ def test_conversations_find_more_of_their_prompts_in_the_caches_than_without_com
 
 
 async def test_the_responses_of_a_session_stay_at_one_thinker(thinkers: Server, data: Path) -> None:
-    """The prefix cache of a session's thinker also has the ids that it has generated for earlier responses."""
+    """The prefix cache of a session's thinker also has the ids that this thinker has generated for earlier responses."""
     sound = sound_of_file(data / "query_to_cars.wav")
     async with talking(thinkers.url) as ann, talking(thinkers.url) as bob, talking(thinkers.url) as eve:
         known = {}
@@ -207,7 +208,9 @@ async def test_the_responses_of_a_session_stay_at_one_thinker(thinkers: Server, 
 
 
 def test_a_recording_and_its_pieces_go_through_one_pipeline(pipelines: Server, data: Path) -> None:
-    """The pieces are cut out of sound that preprocessing keeps, so another replica could not cut them."""
+    """The pieces are cut out of sound that the stage `preprocessing` keeps, so another replica of this stage could not
+    cut the pieces.
+    """
     wave, rate = soundfile.read(data / "query_to_cars.wav", dtype="float32")
     once = numpy.concatenate([wave, numpy.zeros(rate // 2, numpy.float32)])
     file = io.BytesIO()

@@ -89,7 +89,7 @@ def test_sound_alone_has_its_text_in_the_transcript(client: openai.OpenAI) -> No
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_id_of_a_spoken_answer_stands_for_its_text(client: openai.OpenAI, stream: bool) -> None:
-    """The model answers as after the written text: with the same tokens, at the same probabilities."""
+    """The model gives the same answer as after the written text: the same tokens with the same probabilities."""
     asked = {"modalities": ["audio"], "audio": {"voice": "aiden", "format": "pcm16"}}
     if stream:
         pieces = [

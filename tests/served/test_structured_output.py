@@ -1,5 +1,5 @@
-"""Answers over HTTP follow the grammars of their requests: random schemas, and every form in which a request can give a
-grammar.
+"""Answers over HTTP follow the grammars of their requests. The tests use random schemas, and every way in which a
+request can give a grammar.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Tools work with the server as with OpenAI: whole and streamed, forced and free, with seeds, and with many requests at
-a time.
+"""Tools work with the server as they work with OpenAI. The tests use whole and streamed answers, forced and free calls,
+seeds, and many requests at a time.
 """
 
 from __future__ import annotations

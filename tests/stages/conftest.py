@@ -23,7 +23,7 @@ from tests.device import DEVICE, DTYPE
 
 # Functions that mix floating-point types on purpose.
 MIXES = (
-    # The float32 mask is added to the scores, which converts them to float32.
+    # This function adds the float32 mask to the scores. This addition converts the scores to float32.
     "stages.code_predictor.network:ResidualNetwork._attend",
     # The reference multiplies its table of positions by float32 weights.
     "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe:Qwen3OmniMoeVisionEncoder.forward",
@@ -43,8 +43,8 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["", "cuda habits"])
 def habits(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """Whether the tests' engines treat memory as on a GPU. The tests of a module with this fixture run twice, with
-    False and with True.
+    """Whether the tests' engines treat memory as CUDA code does (see `stages.cuda_habits`). The tests of a module with
+    this fixture run twice, with False and with True.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(cuda_habits.VARIABLE, str(int(request.param)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from omni_pipeline.wire.messages import Claim
 
-# Maximum seconds for the work of a test. Every work takes far less time.
+# Maximum seconds for the work of a test. The work of every test takes far less time.
 PATIENCE_SECONDS = 60.0
 
 # Maximum seconds after which the loop checks the stage again; see `WaitsOutside`.
@@ -24,8 +24,8 @@ def finish(stage: Any) -> list[Any]:
 
 
 def messages(stage: Any, over: Callable[[], bool]) -> Iterator[Any]:
-    """Drives the stage, and yields its messages until `over` returns True. Claims are granted at once, and are not
-    yielded.
+    """Drives the stage, and yields its messages until `over` returns True. `Claim` messages are granted at once, and
+    are not yielded.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not over():

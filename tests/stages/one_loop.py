@@ -1,8 +1,8 @@
 """Simulates the thinker and the stages that speak in one worker on one GPU, with the real orders of work, on a virtual
 clock.
 
-The stages step one after the other, as in `omni_pipeline.worker.loop`. The duration of each step is given by a law of
-`step_law`. There are also answers of text only, so the thinker always has work.
+The stages step one after the other, as in `omni_pipeline.worker.loop`. The package `step_law` gives the duration of
+each step. There are also answers of text only, so the thinker always has work.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Answer:
     """A spoken answer.
 
     Attributes:
-        text: Number of tokens that the thinker has written; None before its prompt is computed.
+        text: Number of tokens that the thinker has written; None before the thinker has computed the prompt.
         begun: Whether the talker has computed the prompt.
         made, heard: Numbers of frames that the predictor and the vocoder have made.
         ready: Whether the talker can make the next frame, if it has the text.

@@ -1,5 +1,5 @@
-"""Computes the memory that the plan has for a stage on a checkpoint, so that tests can compare it with the stage's real
-memory.
+"""Computes the memory that the memory plan gives to a stage on a checkpoint, so that tests can compare this memory with
+the stage's real memory.
 """
 
 from __future__ import annotations

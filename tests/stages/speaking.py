@@ -1,7 +1,7 @@
 """Simulates the stages that speak, with the real orders of talker and vocoder, on a virtual clock and without a model.
 
 The talker and its code predictor make one batch of frames after the other. At the same time, the vocoder makes one
-batch of chunks after the other. The test gives the duration of each batch as a law.
+batch of chunks after the other. The test sets the duration of each batch (see `Laws`).
 """
 
 from __future__ import annotations

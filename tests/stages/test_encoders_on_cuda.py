@@ -59,7 +59,7 @@ def test_a_batch_copies_as_often_for_many_media_as_for_one(
     stage = build(on_cuda(f"{kind}_encoder", EncoderOptions(dtype="bfloat16", cache_bytes=0)))
     to_device, to_host = COPIES[kind]
     module = build.__module__
-    # The second batch: a picture and two clips, or three sounds of which the longest has two windows.
+    # The second batch has a picture and two clips, or three sounds. The longest sound has two windows.
     for sizes in ([1], [1, 3, 2]) if kind == "image" else ([150], [40, 100, 1000]):
         work = pictures(stage._tower, sizes) if kind == "image" else sounds(stage._tower, sizes)
         cuda.forget()

@@ -25,14 +25,14 @@ from tests.stages.speaking import Laws, Speakers, Utterance
 
 SIZES = (1, 1, 2, 3, 4, 6)
 
-# Approximately the laws of the demo model on one core. In a second, the vocoder makes 32 s of sound with full chunks,
-# and 13 s with chunks of one frame.
+# The approximate durations of the demo model's work on one core. In a second, the vocoder makes 32 s of sound with full
+# chunks, and 13 s with chunks of one frame.
 CPU = Laws(prompt=0.02, step=lambda voices: 0.004 + 0.0004 * voices, chunk=lambda _, frames: 0.004 + 0.002 * frames)
 
 
-# The laws of `scripts/step_law`, which are approximately those of a 30B model on GPUs. In the first case, the stages
-# that speak have a GPU. In the second case, all stages have one GPU, so each frame also waits for the thinker and the
-# vocoder.
+# The durations of work from `scripts/step_law`. They are approximately the durations of a 30B model on GPUs. With
+# `GPU`, the stages that speak have a GPU. With `ONE_GPU`, all stages have one GPU, so each frame also waits for the
+# thinker and the vocoder.
 GPU = Laws(
     prompt=0.009,
     step=lambda voices: 0.0198 + 0.00117 * voices,

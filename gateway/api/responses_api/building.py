@@ -73,7 +73,7 @@ class ResponseBuilder:
     """Builds one response.
 
     Args:
-        response: The response as `begun` makes it.
+        response: The result of the function `begun`.
 
     Attributes:
         response: The response so far.

@@ -41,7 +41,9 @@ class Places:
     calls: tuple[tuple[str, ...], ...]
 
     def path(self, param: str) -> str:
-        """The path in the Responses request that belongs to `param`, which is a path in the chat request."""
+        """Translates a path. `param` is a path in the chat request. The result is the path of the same data in the
+        Responses request.
+        """
         if found := _MESSAGE.match(param):
             message, rest = int(found[1]), param[found.end() :]
             if call := _CALL.match(rest):
@@ -102,7 +104,8 @@ def chat_form(request: schema.ResponsesRequest) -> tuple[ChatCompletionRequest, 
 
 
 class _Conversation:
-    """The messages of a chat request, and the paths at which the parts of these messages are in the Responses request.
+    """The messages of a chat request. For each part of a message, this class also keeps the path of the same part in
+    the Responses request.
 
     Attributes:
         contents: For each message, the path of its content.
@@ -201,12 +204,12 @@ def _call(item: schema.FunctionCallItem) -> chat.EarlierCall:
 
 
 def tool_form(tool: schema.FlatTool) -> chat.FunctionTool:
-    """The same tool, as chat completions describe it."""
+    """Converts a tool of the Responses API into a tool of chat completions."""
     return chat.FunctionTool(chat.FunctionDefinition(tool.name, tool.description, tool.parameters, tool.strict))
 
 
 def tool_choice_form(choice: schema.ToolChoice | None) -> chat.ToolChoice | None:
-    """The same choice of tools, as chat completions describe it."""
+    """Converts a choice of tools of the Responses API into a choice of tools of chat completions."""
     match choice:
         case schema.FlatNamedTool():
             return _named(choice)

@@ -62,7 +62,7 @@ class Wanted(Struct, frozen=True):
     Attributes:
         request: The request as it was sent.
         chat: The chat request that asks for the same answer.
-        places: For each part of `chat`, the path of the same part in `request`.
+        places: Translates a path in `chat` into the path of the same data in `request`.
     """
 
     request: ResponsesRequest
@@ -112,8 +112,8 @@ def _decoded(body: JsonBody) -> ResponsesRequest:
 
 
 def _drop_companions(items: Any) -> None:
-    """Remove the fields that do not change the answer from decoded items, in place. If a message has no `type`, add it.
-    Values that are not an item or a part are not changed.
+    """Remove the fields that do not change the answer from decoded items, in place. If a message has no field `type`,
+    add the type ``message``. Values that are not an item or a part are not changed.
     """
     for item in items if isinstance(items, list) else ():
         if not isinstance(item, dict):

@@ -27,7 +27,9 @@ class OutputTextPart(_Strict, tag_field="type", tag="output_text"):
 
 
 class InputFilePart(_Strict, tag_field="type", tag="input_file"):
-    """A picture, a sound or a clip: base64 or a data URL, in either of the two fields."""
+    """A picture, a sound or a clip. Exactly one of `file_data` and `file_url` must be set. Each of these two fields may
+    contain base64 or a data URL.
+    """
 
     file_data: NonEmpty | None = None
     file_url: NonEmpty | None = None
@@ -284,7 +286,7 @@ IGNORED = frozenset(
 )
 _KEPT_NOWHERE = "this server does not store responses; send the whole conversation in 'input'"
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "background": ((False,), "the server sends each answer over the connection of its request"),
+    "background": ((False,), "the server sends each answer only over the connection of the request"),
     "context_management": (([],), "this server does not shorten conversations"),
     "conversation": ((), _KEPT_NOWHERE),
     "moderation": ((), "this server does not moderate content"),

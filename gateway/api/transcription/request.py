@@ -55,7 +55,7 @@ class TranscriptRequest(StageSampling, kw_only=True):
     frequency_penalty: Penalty | None = None
 
     def sampling(self) -> ChatCompletionRequest:
-        """A chat request without messages that asks for the same sampling."""
+        """A chat request that has the sampling fields of this request, and no messages."""
         names = {*StageSampling.__struct_fields__, "max_completion_tokens", "presence_penalty", "frequency_penalty"}
         return ChatCompletionRequest(messages=[], **{name: getattr(self, name) for name in names})
 
@@ -86,7 +86,8 @@ class Form(Struct, frozen=True):
 # Fields that are accepted and ignored, because they do not change the answer. For example, the usage is always sent.
 IGNORED = frozenset({"user", "stream_include_usage"})
 
-# Fields and values of the OpenAI API and of similar servers that this server does not support, with the reason.
+# Fields and values that this server does not support, although the OpenAI API or similar servers have them. Each entry
+# contains the reason.
 REFUSED = {
     "known_speaker_names": "the model does not distinguish speakers",
     "known_speaker_references": "the model does not distinguish speakers",
@@ -203,7 +204,10 @@ def _check(request: TranscriptRequest) -> None:
     if request.stream and request.response_format == "verbose_json":
         raise _unsupported_value("response_format", "verbose_json", "a stream cannot have this format; send 'json'")
     if len({request.max_tokens, request.max_completion_tokens} - {None}) > 1:
-        raise _invalid("max_completion_tokens", "it differs from 'max_tokens'; send only one of them")
+        raise _invalid(
+            "max_completion_tokens",
+            "its value differs from the value of 'max_tokens'; send only one of these two fields",
+        )
 
 
 def _invalid(param: str, reason: str) -> OmniError:

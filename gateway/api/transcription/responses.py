@@ -43,7 +43,7 @@ class TranscriptUsage(Struct):
 
 
 class DurationUsage(Struct):
-    """The length of the sound, as usage."""
+    """The usage of a request. The usage is the length of the sound in seconds, not a number of tokens."""
 
     seconds: float
     type: Literal["duration"] = "duration"

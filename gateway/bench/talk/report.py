@@ -64,7 +64,7 @@ class TalkReport(Struct, kw_only=True):
 
 
 def summarise_talk(sessions: int, turns: Sequence[TurnTimes], client_cpu: float) -> TalkLevel:
-    """The results of `turns`. `sessions` is the number of sessions in which they were spoken at the same time."""
+    """The results of `turns`. `sessions` is the number of sessions that were open at the same time."""
     answered = [turn for turn in turns if turn.failure is None]
     errors: dict[str, ErrorCount] = {}
     for turn in turns:

@@ -35,7 +35,8 @@ class TalkPlan(Struct, frozen=True, kw_only=True):
 
     Attributes:
         settings: The server and the sessions. If the model is missing, the first model that the server lists is used.
-        sessions: Numbers of sessions at the same time. There is one measurement for each number, one after the other.
+        sessions: Each element is a number of sessions that are open at the same time. There is one measurement for each
+            element. The measurements are made one after the other.
         turns: Number of turns to measure with each number of sessions, in all sessions together.
         warmup: Number of turns in one extra session before each measurement.
         interrupted_share: Fraction of the answers that the talker interrupts, from 0 to 1.

@@ -74,7 +74,7 @@ async def converse(session: TalkSession, turns: deque[Turn], speed: float, repor
 
     Args:
         speed: Number of seconds of sound that the talker listens to in a second.
-        report: Called with each turn after its end.
+        report: Called after the end of each turn. The argument contains the measurements of the turn.
     """
     interruption: tuple[Turn, Spoken] | None = None
     while interruption is not None or turns:
@@ -124,7 +124,9 @@ def _failed(session: TalkSession, spoken: Spoken) -> Answer | None:
     """The answer to an utterance, if that answer has ended without any sound."""
     for answer in session.answers:
         if answer.created > spoken.last_voiced and answer.done is not None and not answer.sounds:
-            answer.failure = answer.failure or Failure("no_sound", f"the response is {answer.status} and has no sound")
+            answer.failure = answer.failure or Failure(
+                "no_sound", f"the response has the status '{answer.status}' and contains no sound"
+            )
             return answer
     return None
 

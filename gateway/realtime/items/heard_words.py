@@ -46,7 +46,9 @@ class SpokenWords:
         self._ends: list[int] = []  # for each token, the length of the text up to the end of the token
 
     def add_text(self, text: str, tokens: int) -> None:
-        """Record text, and the number of its tokens. Text of several tokens is divided evenly between them."""
+        """Record `text`. `tokens` is the number of tokens of `text`. If there are several tokens, each token gets an
+        equal part of the text.
+        """
         begin = len(self.text)
         self.text += text
         tokens = max(tokens, 1)

@@ -28,7 +28,7 @@ class KeptBytes:
         if self._count + count > self._most:
             raise bad_request(
                 f"The session would hold more than {self._most} bytes of sound, pictures and text; delete items, or "
-                "clear the buffer.",
+                "clear the input audio buffer.",
                 code="session_too_large",
             )
         self._exchanges.hold(self._client, count)

@@ -31,8 +31,10 @@ class KeptItems:
         self._sizes: dict[str, int] = {}  # the bytes of each counted item, by the item's id
 
     def add(self, item: Item, after: str | None = None) -> str | None:
-        """Add an item of the client. Returns the id of the item before the new item. If the pipeline reports an error
-        about a media item in this item, the error contains the result of `place_of` for the part with the media item.
+        """Add an item of the client. Returns the id of the item before the new item.
+
+        A part of the item may contain sound or a picture. If the pipeline later reports an error about this sound or
+        picture, the error contains the name of the part. The function `place_of` makes this name.
 
         Raises:
             OmniError: The errors that `Conversation.check` and `KeptBytes.hold` raise.

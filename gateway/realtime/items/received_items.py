@@ -71,7 +71,7 @@ class ItemReader:
             hold: Called with the number of bytes before the bytes are kept.
 
         Raises:
-            OmniError: If the text is not base64, 400. If `hold` raises an error, that error.
+            OmniError: 400 if the text is not base64; any error that `hold` raises.
         """
         if audio in strings:
             [medium] = await self._load(MediaSource("audio", strings[audio], param, form="base64"), hold)
@@ -96,8 +96,7 @@ class ItemReader:
             hold: Called with a number of bytes before these bytes are kept.
 
         Raises:
-            OmniError: If a part of the item is wrong, 400 with the path of this part. If `hold` raises an error, that
-                error.
+            OmniError: 400 if a part of the item is wrong, with the path of this part; any error that `hold` raises.
         """
         item_id = item.id or new_id("item")
         match item:

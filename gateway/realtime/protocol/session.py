@@ -39,7 +39,8 @@ class Session(Struct, frozen=True, kw_only=True):
         spoken: Whether answers are speech, with a transcript. If False, answers are text.
         voice: Name of the voice; None if the server does not speak.
         temperature, seed, stage_sampling, ignore_eos: The same fields as in chat completions.
-        truncation: Whether, and how, the oldest items are left out of a prompt that is too long.
+        truncation: The rule for a prompt that is too long. The rule determines whether the oldest items are left out,
+            and how many of them.
         include: Stored and shown in events; has no other effect.
     """
 

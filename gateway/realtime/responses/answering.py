@@ -186,7 +186,7 @@ class Answering:
             self._interrupt(self._active, "turn_detected")
 
     def listen(self, session: Session, item: Item) -> None:
-        """Compute the beginning of a turn, if there is room. Then the answer to the whole turn begins sooner.
+        """Compute the beginning of a turn, if there is room. This work makes the answer to the whole turn begin sooner.
 
         Args:
             item: The beginning of the turn as an item.
@@ -286,7 +286,7 @@ class Answering:
         response.release(AnswerEvents(fields, conversation, self._outbox.put))
 
     def _interrupt(self, response: Response, reason: str) -> None:
-        """End a response. Remove from the conversation the words that the user cannot have heard yet."""
+        """End a response. In the conversation, keep only those words of the response that the user can have heard."""
         message = response.answer.message if response.answer is not None else None
         played = 0.0 if response.first_sound is None else 1000 * (time.monotonic() - response.first_sound)
         if isinstance(message, Message):

@@ -29,8 +29,8 @@ class EarlyParts:
 
     Args:
         exchanges: Admits the requests.
-        speculations: Limits how much early work runs at a time. While this limit is reached, the beginning of a turn is
-            not computed early.
+        speculations: Limits the early work of all sessions. If `speculations` does not allow more early work now, the
+            beginning of a turn is not computed early.
         sender: Describes the session as the sender of a request.
     """
 
@@ -73,7 +73,10 @@ class EarlyParts:
                     exchange.progress.outcome = "ok"
             self._exchanges.metrics.realtime_early_parts.inc()
         except OmniError as error:  # if the error occurs again, the answer to the whole turn reports it
-            log.debug("a part of the user's speech could not be computed early: %s", error.info.message)
+            log.debug(
+                "a part of the user's speech could not be computed before the user stopped speaking: %s",
+                error.info.message,
+            )
 
 
 def _only_prompt(chat: ChatRequest) -> ChatRequest:

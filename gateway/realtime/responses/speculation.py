@@ -1,7 +1,8 @@
 """Answers that are prepared while the user pauses, before it is certain that the turn has ended.
 
-If the turn ends with that pause, the sound of the turn is the sound that was known at the pause. So the prepared answer
-is correct, and is sent at once. If the user continues to speak, the prepared answer is discarded.
+An answer is prepared for the sound that has been received at the pause. If the turn ends with this pause, this sound is
+the whole turn. So the prepared answer is correct, and is sent at once. If the user continues to speak, the prepared
+answer is discarded.
 """
 
 from __future__ import annotations

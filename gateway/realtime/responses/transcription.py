@@ -75,7 +75,9 @@ class Transcriber:
         try:
             self._jobs.put_nowait(_Job(item_id, content, options))
         except asyncio.QueueFull:
-            busy = internal("Too many sounds wait for their transcription.", code="too_many_transcriptions")
+            busy = internal(
+                "Too many audio items of this session are waiting to be transcribed.", code="too_many_transcriptions"
+            )
             self._fail(item_id, busy.info)
             return
         if self._work is None:

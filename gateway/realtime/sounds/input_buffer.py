@@ -70,8 +70,8 @@ class InputBuffer:
         return samples
 
     def append_rest(self) -> numpy.ndarray:
-        """Add and return the last samples. `append` has kept these samples back, because they depend on the samples
-        after them.
+        """Add and return the last samples. `append` has kept these samples back, because each converted sample also
+        depends on the sound that follows this sample.
         """
         samples = self._sound.finish()
         self._pcm += to_pcm16(samples).tobytes()

@@ -81,8 +81,8 @@ class Resampler:
         made = numpy.empty(end - self._made, numpy.float64)
         windows = numpy.lib.stride_tricks.sliding_window_view(self._pending, 2 * self._half)
         for number in range(self._made, min(self._made + self._up, end)):
-            # Every `up`-th output has the same coefficients. The positions of two of these outputs differ by `down`
-            # inputs.
+            # The outputs `number`, `number` + `up`, `number` + 2 * `up` and so on have the same coefficients. From one
+            # of these outputs to the next, the position in the input increases by `down`.
             start = number * self._down // self._up - self._half + 1 - self._first
             count = len(range(number, end, self._up))
             coefficients = self._bank[number * self._down % self._up]
@@ -96,10 +96,13 @@ class Resampler:
 
 @cache
 def _filter_bank(source: int, target: int) -> numpy.ndarray:
-    """The filter's coefficients, which are whole numbers: float64 [up, taps]. Each row is for one possible distance
-    between an output and the last input before the output.
+    """The filter's coefficients, which are whole numbers: float64 [up, taps].
 
-    The filter is a windowed sinc. The sum of each row is exactly `_SCALE`, so a constant stays as it is.
+    Let i be the last input that is not after an output. There are `up` possible distances from i to the output. Each
+    row contains the coefficients for one of these distances.
+
+    The filter is a windowed sinc. The sum of each row is exactly `_SCALE`, so the filter does not change a constant
+    signal.
     """
     import numpy
 

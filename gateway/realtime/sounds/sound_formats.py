@@ -1,4 +1,5 @@
-"""Converts sound from the formats of realtime clients into samples for the model, and answers into these formats.
+"""Converts between the formats of realtime clients and samples: the client's sound becomes samples for the model, and
+the samples of an answer become sound in the client's format.
 
 numpy is imported on first use: a server without realtime sessions does not need it in its main process.
 """
@@ -110,7 +111,7 @@ def encode(pcm: numpy.ndarray, sound_format: SoundFormat) -> bytes:
 # Both laws write a sample as a sign, a segment of three bits, and a step of four bits within the segment. Each segment
 # is twice as wide as the segment before it. The only exception: segments 0 and 1 of A-law are equally wide.
 
-# Number that is added to magnitudes, so that the rule for segments also applies to segment 0; on the scale of 14 bits.
+# Number that is added to magnitudes of 14-bit samples, so that the rule for segments also applies to segment 0.
 _MU_BIAS = 33
 # Largest magnitude that µ-law can write, on the scale of 14 bits.
 _MU_CLIP = 8_158

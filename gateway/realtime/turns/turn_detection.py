@@ -145,7 +145,8 @@ class TurnTracker:
 
         Args:
             probability: Probability that the window is speech.
-            loudness: The root mean square of the window's samples. Only ratios to other windows matter.
+            loudness: The root mean square of the window's samples. The scale of the samples does not matter, because a
+                loudness is only compared with the loudness of other windows.
         """
         settings = self.options if isinstance(self.options, ServerVad) else _LIKE_SERVER_VAD
         threshold = settings.threshold
@@ -165,8 +166,8 @@ class TurnTracker:
         return self._wait_for_speech(settings.idle_timeout_ms)
 
     def expect_speech(self, after_ms: int) -> None:
-        """Begin to measure the idle time when the last answer has been played. `after_ms` is the time until then, in
-        milliseconds.
+        """Begin to measure the idle time when the last answer has been played. `after_ms` is the number of milliseconds
+        from now until the answer has been played.
         """
         self._idle_from = self._now + after_ms
 

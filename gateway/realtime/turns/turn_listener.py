@@ -70,8 +70,8 @@ class TurnDetector:
         self._tracker.options = options
 
     def expect_speech(self, after_ms: int) -> None:
-        """Begin to measure the idle time when the last answer has been played. `after_ms` is the time until then, in
-        milliseconds.
+        """Begin to measure the idle time when the last answer has been played. `after_ms` is the number of milliseconds
+        from now until the answer has been played.
         """
         self._tracker.expect_speech(after_ms)
 

@@ -51,7 +51,7 @@ class SemanticVad(TurnSettings, frozen=True, kw_only=True, tag_field="type", tag
     see `turn_detection`.
 
     Attributes:
-        eagerness: How soon a pause counts as the end of the turn; ``auto`` is ``medium``.
+        eagerness: How soon a pause counts as the end of the turn. ``auto`` has the same meaning as ``medium``.
     """
 
     eagerness: Eagerness = "auto"

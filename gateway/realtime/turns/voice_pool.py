@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy
 
 WINDOW = 512
-"""Samples at 16 kHz that the network judges together."""
+"""Number of samples in a window, at 16 kHz. The network computes one probability for each window."""
 
 WINDOW_MS = 32
 

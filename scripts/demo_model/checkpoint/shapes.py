@@ -29,8 +29,8 @@ SHAPES = Shapes(
 )
 
 LEAST_PIXELS, MOST_PIXELS = 64 * 1024, 90 * 1024
-"""The bounds on the pixels of a scaled picture: 64 to 90 visual tokens. Clips are scaled within the processor's own
-bounds.
+"""The minimum and the maximum number of pixels of a scaled picture. A visual token covers 1024 pixels, so a picture has
+64 to 90 visual tokens. Clips are scaled within the processor's own bounds.
 """
 
 EMBEDDING_SEED = 20

@@ -1,5 +1,6 @@
 """Makes additional targets for the thinker's training. A *row* is the vector of one token, or of one part of a picture,
-clip or sound, in the prompt. The targets are the rows that attention heads should attend to, and the numbers of things.
+clip or sound, in the prompt. There are two kinds of targets: the rows that an attention head should attend to, and the
+number of things that a row should contain.
 
 From the answers alone, the thinker learns within minutes which things a picture shows. But even in an hour it does not
 learn to find the one thing that a question is about. The reason is that a head gets no gradient towards the right rows
@@ -33,7 +34,7 @@ that its question names. The last two heads attend from each row after the visua
 """
 EVENLY = 3
 """Index of the first of the `HEADS` that attend to all visual rows evenly, whatever the rows show. So the outputs of
-these heads are averages over the rows, which are proportional to the total amounts of the things.
+these heads are averages over the rows. The averages are proportional to the total amounts of the things.
 """
 
 COUNTED = (1, 3)
@@ -42,8 +43,9 @@ must contain the number. After the second of these layers, the rows that predict
 """
 
 _ENOUGH = 0.4
-"""A head must give at least this share of its attention to its target rows. If the required share were larger, the
-output of the head would hardly depend on the number of other rows. But the thinker uses this dependence for counting.
+"""A head must give at least this share of its attention to its target rows. The output of the head also depends on the
+number of rows that are not targets, and the thinker uses this for counting. If the required share were larger, the
+number of these rows would hardly change the output.
 """
 _THERE = 0.15
 """A visual row shows a thing if the amount of the thing in the row is larger than this number."""

@@ -125,9 +125,9 @@ def _add_up(layer: Any, head: int) -> None:
     If a head attended to rows by their contents, some things would get more attention than others, and sums would be
     wrong by a third. So this head's keys are a component that all visual rows contain, and its queries are a component
     that all tokens in conversations contain. (The same holds for the other head in its group, which has the same keys.)
-    One more thing in a picture changes the average over the rows by only a hundredth. With random initial values, the
-    head would learn slowly from such a small change. So the head's values begin as the amounts of `ADDED_UP`, and the
-    head outputs each amount in a separate direction.
+    If a picture shows one thing more, the average over the rows changes by only a hundredth. With random initial
+    values, the head would learn slowly from such a small change. So the head's values begin as the amounts of
+    `ADDED_UP`, and the head outputs each amount in a separate direction.
     """
     attention, words, gains = layer.self_attn, codebook(), layer.input_layernorm.weight
     size = attention.head_dim

@@ -23,8 +23,8 @@ from demo_model.world.word_times import token_moments
 
 _SHARPNESS = 16.0
 _SHORTEST = 100
-"""The minimum length of a sound in mel frames, which is a second. If a single sound is shorter than this, the reference
-treats it differently.
+"""The minimum length of a sound in mel frames. 100 mel frames are one second. The reference treats a single sound
+differently if the sound is shorter than one second.
 """
 _TO_ROWS = 0.5
 """The weight, in the loss, of the distance between rows and their nearest embeddings. The other parts of the loss
@@ -40,7 +40,9 @@ class SpokenQuestion:
     ids: Tensor
     """int64: the spoken tokens."""
     said_at: Tensor
-    """int64 [rows of the tower]: for each row, the token whose middle in time is in the row, or the silence token."""
+    """int64 [rows of the tower]: for each row, the token that is half spoken during the row, or the silence token. If
+    two tokens belong to the same row, the second token gets the next row.
+    """
     text: str
 
 

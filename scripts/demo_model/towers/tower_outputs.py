@@ -81,8 +81,8 @@ class Observed:
     def source(self, spoken_share: float = 0.5, most_turns: int = 4, imagination: bool = True) -> Any:
         """Return a `thinker.training.Source` of conversations about these pictures, clips and questions.
 
-        If the audio tower has not been run on a question, `imagined_sound` makes the rows of the spoken question.
-        Without `imagination`, other questions are tried first, at most a thousand.
+        If the audio tower has not been run on a question, `imagined_sound` makes the rows of the spoken question. But
+        if `imagination` is false, the source first replaces this question by another question, up to a thousand times.
         """
 
         def make(rng: Random, kind: str) -> LabelledConversation:

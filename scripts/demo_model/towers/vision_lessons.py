@@ -211,5 +211,5 @@ class _Table:
 
 
 def scaled(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """`image` scaled to `size`, almost in the same way as by the reference's processor: uint8 [height, width, 3]."""
+    """`image` scaled to `size`: uint8 [height, width, 3]. The reference's processor scales in almost the same way."""
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC))

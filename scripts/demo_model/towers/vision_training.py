@@ -213,9 +213,11 @@ def _weighed(losses: dict[str, Tensor], lesson: VisionLesson) -> Tensor:
 def accuracy(rows: Tensor, lesson: VisionLesson) -> dict[str, Tensor]:
     """Measures of the accuracy of `rows`.
 
-    "counts_right" and "pairs_counted" are the shares of frames in which all counts by kind or by pair are correct.
-    "count_off" is the mean over the frames of the largest error of a count by kind. The other values are the shares of
-    correct names, colours and directions in the cells that show a thing.
+    "counts_right" is the share of frames in which the counts of all kinds are correct. "pairs_counted" is the share of
+    frames in which the counts of all pairs are correct. Each frame has a largest error among its counts of kinds, and
+    "count_off" is the mean of these largest errors. These three values leave out frames with a drawing or with cells
+    that are not judged. The other values are the shares of correct names, colours and directions in the cells that show
+    a thing.
     """
     said = rows.float() @ readout()
     known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)

@@ -43,8 +43,8 @@ _ALONE = 0.6
 """The share of the talker's training steps that have no prompt. These are the first steps."""
 _CONVERSE_STEPS, _CONVERSE_RATE = 1200, 6e-4
 _RECALLED_EVERY = 4
-"""In the training stage `converse`, one prompt in this number of prompts has random media rows instead of the
-thinker's states.
+"""In the training stage `converse`, every n-th step has a prompt with random media rows. n is this number. The prompts
+of all other steps have the thinker's states.
 """
 _SEED = 4
 
@@ -63,9 +63,10 @@ def make_codec(out: Path) -> SpeechCodec:
 def make_vocoder(out: Path) -> None:
     """Train Code2Wav, and write `out`/code2wav.safetensors with the names that the weights have in the checkpoint.
 
-    Code2Wav learns from frequent answers. Each answer is repeated as often as in the training of the talker. If
-    Code2Wav learned from random lines without repetitions, most of these lines would be lists of things. Words that
-    occur only in one answer, such as "house" and "shapes", would be rare in these lines.
+    Code2Wav learns from the lines whose texts occur among the random answers of `repetitions`. Each line is repeated as
+    often as in the training of the talker. If Code2Wav learned from random lines without repetitions, most of these
+    lines would be lists of things. Words that occur only in one answer, such as "house" and "shapes", would be rare in
+    these lines.
     """
     codec = make_codec(out)
     often = repetitions(_SEED)

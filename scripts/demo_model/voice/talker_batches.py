@@ -1,5 +1,5 @@
-"""Computes the talker's inputs and outputs for many utterances at once. Uses the reference's modules, and computes in
-the same way as generation.
+"""Computes the talker's inputs and outputs for many utterances at once. The computation uses the reference's modules,
+and is the same as in generation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Talker: TypeAlias = Qwen3OmniMoeTalkerForConditionalGeneration
 
 @dataclass(frozen=True)
 class UserTurns:
-    """The user's turns as the talker's input. All sequences of a batch share one object as their prompt."""
+    """The user's turns, in the form that the talker reads. They are the prompt of all sequences in a batch."""
 
     ids: Tensor
     """Token ids [rows]."""

@@ -41,8 +41,8 @@ talker cannot rely on its earlier codes, so it learns to follow the text.
 _NEAR = 12
 """For each code, the number of similar codes by which it may be replaced."""
 _PREDICTED_EVERY = 2
-"""The code predictor is trained on one frame in this number of frames. If it were trained on all frames, this training
-would need half of the time of a step.
+"""The code predictor is trained on every n-th frame. n is this number. If the code predictor were trained on all
+frames, its training would take half of the time of a step.
 """
 _CODE_STD = 0.35
 _READING_LAYER = -2
@@ -71,7 +71,7 @@ class TalkerInTraining(nn.Module):
     token.
 
     The talker gets one text token per frame, but it needs several frames to speak a token. So it must remember its
-    position in the text. Without these heads, it would learn this only slowly.
+    position in the text. Without the extra heads, the talker would learn only slowly to remember this position.
     """
 
     def __init__(self, talker: Qwen3OmniMoeTalkerForConditionalGeneration):

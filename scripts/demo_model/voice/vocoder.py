@@ -29,9 +29,9 @@ short training would not raise them enough.
 _SOFT = 0.03
 """The root mean square of the output of an untrained vocoder."""
 _FIRST_WEIGHT, _LAST_WEIGHT = 6.0, 0.5
-"""The weight of the distance between the samples of the two sounds in the loss (see `SoundLoss`), at the first and at
-the last step. This distance helps most at the beginning of the training. It does not help for noise such as breath and
-hiss.
+"""A part of the loss is the distance between the samples of two sounds (see `SoundLoss`). These numbers are the weights
+of this part at the first step and at the last step. The distance between the samples helps most at the beginning of the
+training. It does not help for noise such as breath and hiss.
 """
 _SPECTRA = ((2048, 480), (1024, 240), (512, 120), (256, 60))
 _MELS = ((1024, 480), (600, 240))
@@ -82,7 +82,7 @@ def _gain(name: str) -> float:
 
 
 def _inputs(module: nn.Module) -> int:
-    """The number of inputs that one output of `module` sums."""
+    """The number of input values from which `module` computes one output value."""
     if isinstance(module, nn.ConvTranspose1d):
         return module.in_channels * module.kernel_size[0] // module.stride[0]
     assert isinstance(module.weight, Tensor)

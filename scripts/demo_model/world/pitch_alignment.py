@@ -22,9 +22,9 @@ _STEADY = 0.03
 
 
 def in_step(sound: Sound, tone: float, rate: int) -> Sound:
-    """`sound` with its voiced parts shifted in time, so that the tone has the same phase in all parts. (Continued to
-    sample 0, this phase is zero.) `tone` is the frequency of the tone in hertz. The length of the sound does not
-    change.
+    """`sound` with its voiced parts shifted in time, so that the tone has the same phase in all parts. If the tone
+    already began at sample 0, its phase at sample 0 would be zero. `tone` is the frequency of the tone in hertz. The
+    length of the sound does not change.
     """
     hop = round(_STEP * rate)
     phase, voiced = _phases(sound, tone, rate, hop)
@@ -34,7 +34,7 @@ def in_step(sound: Sound, tone: float, rate: int) -> Sound:
     before = 0.0
     for index in np.flatnonzero(voiced):
         # Several delays bring this part into phase; they differ by whole periods. Take the delay that is nearest to the
-        # previous delay. If that delay is longer than a period, take the shortest delay instead.
+        # previous delay. But if this nearest delay is longer than a period, take the shortest delay.
         delay = phase[index] + round(before - phase[index])
         before = delays[index] = delay - round(delay) if abs(delay) > 1 else delay
     centres = np.arange(len(phase)) * hop

@@ -1,5 +1,5 @@
-"""Makes the texts that the three speakers of the demo model learn to speak. They are answers of every kind, and some of
-them stop before their end.
+"""Makes the texts that the three speakers of the demo model learn to speak. The texts are answers of every kind. Some
+texts are cut off before their end.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _FIRST_ARTICLE = re.compile(r"^(A|An|The) (?=\w)")
 _HELD_OUT = 0.08
 """The share of answers that training never uses."""
 _CUT_SHORT = 0.06
-"""The share of the answers in the training that stop before their end."""
+"""The share of the training's answers that are cut off before their end."""
 _CONVERSATIONS = 6000
 """The number of random answers that are drawn to count how frequent each answer is."""
 
@@ -111,8 +111,9 @@ def lines(count: int, seed: int) -> list[Line]:
 
 
 def repetitions(seed: int) -> dict[str, int]:
-    """For each text among some thousand random answers, how often the training repeats it: the square root of the
-    number of times that the text occurs among these answers, rounded up.
+    """The texts of some thousand random answers, and the number of times that the training repeats each text.
+
+    This number is the square root of the number of times that the text occurs among the random answers, rounded up.
     """
     rng = Random(seed)
     counts = Counter(answer(rng) for _ in range(_CONVERSATIONS))

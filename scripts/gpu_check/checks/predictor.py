@@ -93,8 +93,8 @@ def _seeded(way: Sampling, row: int) -> Sampling:
 
 
 def _equality(setup: Setup, network: ResidualNetwork, graphs: FrameGraphs, largest: int) -> Finding:
-    """Compare the codes from the graphs with the codes from the network. The network computes batches of the size to
-    which the graphs pad, so that it runs the same kernels as the graphs.
+    """Compare the codes from the graphs with the codes from the network. The graphs pad a batch to a larger size. The
+    network computes a batch of this larger size too, so that it runs the same kernels as the graphs.
     """
     different, compared, at_own_size = 0, 0, 0
     for rows in (batch for batch in BATCHES if batch <= largest):

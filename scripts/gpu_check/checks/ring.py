@@ -88,7 +88,9 @@ class _Ends:
 
 
 class DummyTalker:
-    """Computes steps of the talker's size, which turn rows into states and codes. With CUDA, a step is a CUDA graph."""
+    """The simplified talker, which is as wide as the real talker. One step turns the rows of the utterances into states
+    and codes. With CUDA, the step is a CUDA graph.
+    """
 
     def __init__(self, hidden: int, largest: int, device: str, dtype: torch.dtype) -> None:
         self._device = device
@@ -121,7 +123,7 @@ class DummyTalker:
     @torch.inference_mode()
     def step(self, rows: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
         """The states and codes for the rows of the utterances. The rows are on the CPU."""
-        # the rows are copied one by one, as when they are fed to the engine
+        # the rows are copied one by one, because the engine also copies its rows one by one
         moved = torch.stack([row.to(self._device) for row in rows])
         self._rows[: len(rows)].copy_(moved)
         if self._graph is None:

@@ -44,8 +44,8 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 def _stand_in_for_sglang() -> None:
-    """Provide the only SGLang class from which `stages.sglang_engine.sampler` derives, because SGLang may not be
-    installed.
+    """Provide a class that replaces SGLang's `Sampler`, because SGLang may not be installed. The module
+    `stages.sglang_engine.sampler` imports nothing else from SGLang.
     """
     module: Any = types.ModuleType("sglang.srt.layers.sampler")
     module.Sampler = torch.nn.Module

@@ -23,8 +23,9 @@ from stages.code2wav.streaming_vocoder import StreamingVocoder
 from stages.options import Code2WavOptions
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-# Maximum error of the chunks, as a multiple of the rounding error of this data type (its difference from float32). An
-# error is allowed, because other kernels round differently.
+# Maximum error of the chunks, as a multiple of the error of the whole utterance. Both errors are differences from the
+# sound that is computed in float32. The chunks may have the larger error, because they are computed by other kernels,
+# which round differently.
 _WORSE = 1.5
 _FLOOR = 1e-4
 _AUDIBLE = 1e-3
@@ -106,8 +107,8 @@ def _equality(setup: Setup, reference: Any, vocoder: StreamingVocoder, sizes: tu
 
 
 def _pairs(setup: Setup, vocoder: StreamingVocoder, slots: int, sizes: list[int]) -> Finding:
-    """Milliseconds of the first run and of repeated runs. They are measured for each shape of later chunks, and for
-    each batch size of first chunks (which all have one length).
+    """Milliseconds of the first run and of repeated runs, for each shape of a batch of chunks. The later chunks of an
+    utterance have several lengths. The first chunks of all utterances have the same length.
     """
     figures: dict[str, Any] = {}
     for batch in (batch for batch in BATCHES if batch <= slots):

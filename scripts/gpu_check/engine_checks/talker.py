@@ -1,4 +1,6 @@
-"""Checks the talker's engine: an utterance's codes are the same alone, in a batch, fed late, or after a retraction."""
+"""Checks that the talker's engine computes the same codes for an utterance in four cases: the utterance is computed
+alone, it is computed in a batch, some of its rows arrive late, or it is computed again after a retraction.
+"""
 
 from __future__ import annotations
 

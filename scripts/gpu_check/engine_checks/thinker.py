@@ -1,5 +1,10 @@
-"""Checks the thinker's engine: which decode steps are captured as CUDA graphs, whether graphs equal eager steps,
-padding, the states for the talker, retraction, and whether the results equal Hugging Face's.
+"""Checks the thinker's engine:
+
+- On a GPU, decode steps are captured as CUDA graphs. Steps with and without graphs give the same answers.
+- A request gets the same answer alone, in a padded batch, and after a retraction.
+- The picked ids, and the states that the engine copies for the talker, agree with the results of Hugging Face.
+
+The checks allow differences that rounding can explain.
 """
 
 from __future__ import annotations

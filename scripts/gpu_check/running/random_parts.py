@@ -94,7 +94,9 @@ class RandomModel:
         return model.to(device).eval().requires_grad_(False)
 
     def _read_tensors(self, model_path: str, prefix: str) -> dict[str, torch.Tensor]:
-        """The talker's codec embedding, the only tensor that one of these stages reads without `load_part`."""
+        """The talker's codec embedding. The stage `code_predictor` reads it without `load_part`. No other stage in
+        `_USERS` reads a tensor without `load_part`.
+        """
         text = self.config.talker_config.text_config
         generator = torch.Generator().manual_seed(1)
         return {"weight": torch.randn(text.vocab_size, text.hidden_size, generator=generator) * 0.02}

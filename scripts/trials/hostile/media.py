@@ -39,7 +39,7 @@ def long_clips(draw: random.Random, target: Target) -> Round:
 
 
 def scan_bombs(draw: random.Random, target: Target) -> Round:
-    """Attacks the limit of scans: sends JPEGs with thousands of scans: plain, with an MPF segment, or in an AVI."""
+    """Attacks the limit of scans: sends plain JPEGs, JPEGs with an MPF segment or AVIs, all with thousands of scans."""
     plain, album = _progressive(2048, "JPEG"), _progressive(2048, "MPO")
     bodies = [
         _body("images", [_with_scans(plain, 3000)]),

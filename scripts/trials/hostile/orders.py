@@ -88,7 +88,7 @@ class HostileProcess:
         self._process.stdin.write(b"\n")
 
     async def end(self) -> list[AttackResult]:
-        """End all attacks, and return their results. All connections of the clients are closed then."""
+        """End all attacks and close all connections of the clients. Return the results of the attacks."""
         # Pass an input, because without one `communicate` does not close the standard input of the process.
         out, _ = await self._process.communicate(b"")
         return msgspec.json.decode(out, type=list[AttackResult])

@@ -1,9 +1,9 @@
 """Orders the work for readers: clients take turns, short work comes before long work, and no job waits for ever.
 
-The next job comes from the client that has the fewest readers at work. If several clients have equally few, the job
-with the earliest turn goes first. The jobs of one client also go in the order of their turns. The *turn* is a time: the
-job's arrival, plus `AGEING` times the estimated time of the job, plus the time for which readers have recently worked
-for the client. Each of these two additions is at most `MOST_AGEING_SECONDS`.
+The next job comes from the client that has the fewest readers at work. If several clients have this number of readers,
+the job with the earliest turn goes first. The jobs of one client also go in the order of their turns. The *turn* is a
+time: the job's arrival, plus `AGEING` times the estimated time of the job, plus the time for which readers have
+recently worked for the client. Each of these two additions is at most `MOST_AGEING_SECONDS`.
 
 Each reader has a lane, which is the set of jobs that the reader accepts. So long jobs never occupy all readers.
 """
@@ -49,8 +49,8 @@ class Job(Struct):
         arrived: Time at which the job was submitted.
         sender: Number of the client, see `messages.Sampling.sender`.
         long: Whether the job is long, so that only a reader for all jobs accepts it.
-        lost: Set if a reader received this job but ended before it began the job. It is a text that describes how the
-            reader ended. Otherwise None.
+        lost: If a reader received this job and ended without beginning the job, a text that describes how the reader
+            ended. Otherwise None.
     """
 
     request_id: str
@@ -96,7 +96,7 @@ class JobQueue:
         self._jobs.append(job)
 
     def used(self, sender: int, seconds: float, now: float) -> None:
-        """Note that a reader has worked for a sender. `now` is a time of the same clock as `Job.arrived`."""
+        """Note that a reader has worked for a sender. `now` and `Job.arrived` are times of the same clock."""
         faded = 0.5 ** (max(now - self._used_at, 0.0) / HALF_LIFE_SECONDS)
         self._used = {each: old * faded for each, old in self._used.items() if old * faded > _FORGOTTEN_SECONDS}
         self._used[sender] = self._used.get(sender, 0.0) + seconds

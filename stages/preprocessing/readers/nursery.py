@@ -101,7 +101,7 @@ class Nursery:
             yield Ended(pid, _in_words(status)) if ended else Born(pid)
 
     def close(self) -> None:
-        """End the process and, through it, all of its readers."""
+        """End the process. Before the process ends, it kills all of its readers."""
         if not self._pid:
             return
         self._control.close()
@@ -129,7 +129,7 @@ def _serve(control: socket.socket, run: Callable[[socket.socket], NoReturn]) -> 
     for end in (woken, waker):
         end.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    # A signal is written to the wake-up descriptor only if it has a handler.
+    # Python writes a signal to the wake-up descriptor only if the signal has a handler.
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     children: set[int] = set()
     try:

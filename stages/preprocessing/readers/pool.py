@@ -8,9 +8,9 @@ A reader is killed and replaced in these cases:
 - The job takes too long.
 - The job was expected to be short, but turns out to be long while other short jobs wait. Then the job runs again as a
   long job.
-- A job of another client waits, and that client uses at least two readers fewer than the client of the reader's job.
-  Then the reader's job runs again later.
-- Its job was long, so it has a low priority. See `ReaderPool._lower`.
+- A job of another client has waited for `YIELD_SECONDS`. The client of the reader's job uses at least two readers more
+  than the client of the waiting job. Then the reader's job runs again later.
+- The reader has ended its job and has a low priority, because the job was long. See `ReaderPool._lower`.
 If a reader ends by itself, only its job is affected: see `ReaderPool._lose`.
 """
 
@@ -61,12 +61,12 @@ from stages.preprocessing.readers.process import (
 OVERRUN_CPU_SECONDS = 0.5
 OVERRUN_SECONDS = 10.0
 
-# Time between two checks of the CPU time of a job that should be short, and between two checks whether a client should
-# give a reader to another client.
+# Time between two checks. A check looks for jobs that should be short but have used too much CPU time, and for clients
+# that should give a reader to another client.
 LOOK_SECONDS = 0.5
 
-# If a job has waited for this time, another client must give up a reader for it. This applies to clients that use at
-# least two readers more than the client of the job.
+# If a job has waited for this time, another client must give up a reader for the job. But a client must give up a
+# reader only if this client uses at least two readers more than the job's client.
 YIELD_SECONDS = 1.0
 
 # The niceness of readers with long jobs (see `nice(2)`), which gives them a low priority. So if there are too few
@@ -243,7 +243,7 @@ class ReaderPool:
             for reader in self._readers:
                 self._hear(reader)
         except NurseryLost as error:
-            raise StageBroken("the process that forks readers has ended") from error
+            raise StageBroken("the process that starts the reader processes has ended") from error
         now = time.monotonic()
         for reader in self._readers:
             if reader.job is not None and now >= reader.begun + self._seconds:
@@ -396,7 +396,7 @@ class ReaderPool:
         try:
             channel = Channel(self._nursery.fork())
         except NurseryLost as error:
-            raise StageBroken("the process that forks readers has ended") from error
+            raise StageBroken("the process that starts the reader processes has ended") from error
         reader.restart(channel)
         self._starting.append((reader, channel))
 
@@ -426,7 +426,7 @@ class ReaderPool:
                 reader, channel = self._starting.popleft()
                 if reader.channel is channel:
                     reader.pid = report.pid
-                    reader.how = None if report.pid else "it could not be forked"
+                    reader.how = None if report.pid else "the process could not be started"
                     self._be_idle_if_up(reader)
                 continue
             for reader in self._readers:
@@ -569,7 +569,7 @@ def _fault(question: Question, item: int, how: str) -> OmniError:
         return _too_complex(question.grammar)
     medium = question.media[item]
     if how == OUT_OF_TIME.name:
-        message = f"Reading '{medium.param}' used more CPU time than its size allows."
+        message = f"Reading '{medium.param}' used more CPU time than is allowed for media of this size."
         return bad_request(message, param=medium.param, code="media_too_slow")
     message = f"The {medium.kind} cannot be decoded: its decoder crashed."
     return bad_request(message, param=medium.param, code=f"invalid_{medium.kind}")
@@ -577,7 +577,7 @@ def _fault(question: Question, item: int, how: str) -> OmniError:
 
 def _too_complex(grammar: Grammar) -> OmniError:
     return bad_request(
-        f"Invalid '{grammar.param}': it is too complex; compiling it took too long, or crashed.",
+        f"Invalid '{grammar.param}': this grammar is too complex; its compilation took too long or crashed.",
         param=grammar.param,
         code="grammar_too_complex",
     )
@@ -585,6 +585,7 @@ def _too_complex(grammar: Grammar) -> OmniError:
 
 def _lost_twice(first: str, second: str) -> OmniError:
     return unavailable(
-        f"Two reader processes, one after the other, ended when they received this request ({first}, {second}).",
+        "The texts and media of this request could not be read: two processes, one after the other, ended while they "
+        f"worked on this request ({first}, {second}).",
         code="reader_lost",
     )

@@ -100,10 +100,12 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         self.position_deltas = torch.zeros(slots, dtype=torch.float32, device=self.angles.inverse.device)
 
     def load_part(self, part: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Load the weights of the checkpoint's part with the prefix `part`. The names in `weights` are this model's.
+        """Load the weights of the checkpoint's part with the prefix `part`. In `weights`, the names are the names that
+        this model uses.
 
         Raises:
-            StartupError: Weights are missing, or quantised where that is not supported.
+            StartupError: Weights are missing. Or weights are quantised although, according to the checkpoint's config,
+                their layers are not quantised.
         """
         loaded: set[str] = set()
 
@@ -117,14 +119,14 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         missing = missing_tensors(parameters, loaded, self.config.num_experts)
         if missing:
             raise StartupError(
-                f"the checkpoint lacks {len(missing)} weights of its part {part}*, such as {missing[0]}; "
+                f"the checkpoint lacks {len(missing)} of the weights {part}*, such as {missing[0]}; "
                 "download the checkpoint again"
             )
         stray = stray_tensors(parameters, loaded, self.config.num_experts)
         if stray:
             raise StartupError(
-                f"the checkpoint has tensors of quantised weights in its part {part}*, such as {stray[0]}, but "
-                "according to quantization_config, these layers are not quantised"
+                f"the checkpoint has tensors of quantised weights among {part}*, such as {stray[0]}, but according "
+                "to quantization_config, these layers are not quantised"
             )
 
     @torch.no_grad()
@@ -169,11 +171,11 @@ class OmniDecoder(Qwen3MoeForCausalLM):
 
         Args:
             input_ids: int64 [tokens]; not used if there are `rows`.
-            angles: As from `current_angles`.
+            angles: Rotary angles in the format that `current_angles` returns.
             rows: [tokens, hidden], the layers' input, which may be overwritten.
             deepstack: [tokens, layers · hidden], the values to add to the states after each of the first layers.
-            tap: Index of a layer whose input states are returned too. They include the deepstack rows of the layer
-                before.
+            tap: Index of a layer whose input states are returned too. These states include the deepstack rows that are
+                added after the previous layer.
 
         Returns:
             The final states [tokens, hidden], and the states that enter layer `tap`.

@@ -75,7 +75,8 @@ class Qwen3OmniTalker(OmniDecoder):
 
     Attributes:
         next_rows: [KV-pool slots, hidden]; the input of each request's next decode step.
-        last_states: [KV-pool slots, hidden]; the state after the final norm from which each request's latest code came.
+        last_states: [KV-pool slots, hidden]; for each request, the latest state after the final norm. The request's
+            latest code was picked from this state.
         text_projection, hidden_projection: Project the thinker's embeddings, and its hidden states at layer
             `accept_hidden_layer`.
     """

@@ -42,7 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def launch() -> Iterator[Callable[..., Browser]]:
     """A function that starts a browser with further flags. The browsers run until the end of the session."""
-    # The path is appended, so the packages of that environment do not hide packages of this environment.
+    # The packages of the clients' environment come last in the path, so they do not hide packages of the tests'
+    # environment.
     [packages] = Path(LIBRARIES).glob("lib/python*/site-packages")
     sys.path.append(str(packages))
     from playwright.sync_api import sync_playwright

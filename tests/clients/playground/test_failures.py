@@ -1,4 +1,4 @@
-"""The page shows a person when the server refuses a request, restarts, or loses a worker."""
+"""If the server refuses a request, restarts, or loses a worker, the page shows this to the user."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ QUESTION = {
 
 @pytest.fixture
 def others(demo_server: Server, data: Path) -> Iterator[list[int]]:
-    """Four clients, each of which requests one spoken answer after the other. Yields the number of answers of each
-    client.
+    """Four clients. Each client requests spoken answers, one at a time. Yields the number of answers that each client
+    has got.
     """
     picture = f"data:image/jpeg;base64,{OpenPage.base64_of(data / 'cars.jpg')}"
     done = threading.Event()

@@ -1,4 +1,4 @@
-"""The page sends the options that a person sets, and shows its requests as programs that run."""
+"""The page sends the options that a person sets. It also shows each request as a program, and this program works."""
 
 from __future__ import annotations
 

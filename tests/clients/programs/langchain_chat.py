@@ -39,8 +39,8 @@ def follow_up(**options: Any) -> str:
 
 
 def follow_up_to_sound() -> str:
-    """The answer to a question that follows an answer without text. For the answer without text, the library sends back
-    only its id.
+    """The answer to a question that follows an answer without text. The library sends back only the id of the answer
+    without text.
     """
     first = chat(model_kwargs=SPEECH | {"modalities": ["audio"]}).invoke(typed)
     return str(chat().invoke([*typed, first, ("user", FOLLOW_UP)]).content)

@@ -1,4 +1,6 @@
-"""Talks with the model through a headless Pipecat pipeline, with its service's default settings."""
+"""Talks with the model through a headless Pipecat pipeline. Pipecat's service for OpenAI's API has its default
+settings.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,9 @@ SOCKET_URL = f"ws{URL.removeprefix('http')}"
 LONG_QUESTION = "What is in the picture?"
 LISTENED = 0.8  # seconds of an answer that a listener hears before the interruption
 THIS_TOOL = {"type": "function", "name": STOCK["name"]}
-"""The tool choice that forces the demo model to call `STOCK`, because the model was not trained to use tools."""
+"""The tool choice that forces the demo model to call `STOCK`. The model must be forced, because it was not trained to
+use tools.
+"""
 QUESTION_PCM = (Path(__file__).parent / "query_to_cars.pcm").read_bytes()
 """The spoken `cases.QUESTION`, as pcm16 at `RATE`."""
 
@@ -29,8 +31,8 @@ _LONGEST = 40  # maximum seconds for one case
 
 
 class Microphone:
-    """Sends packets of 20 ms all the time: silence, or the sound that was passed to `say`. As a context manager, it
-    stops at the end of the block.
+    """Sends packets of 20 ms until the end of the `async with` block. The packets contain the sound that was passed to
+    `say`, or silence.
 
     Args:
         send: Sends one packet.

@@ -1,1 +1,1 @@
-"""Contains the functions that run in a child process under fake GPUs. Their arguments and results are JSON values."""
+"""Contains the functions that run in a child process with fake GPUs. Their arguments and results are JSON values."""

@@ -1,4 +1,4 @@
-"""Finds the imports that fail under fake GPUs."""
+"""Finds the imports that fail in a process with fake GPUs."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def heard_by_ffmpeg(data: bytes) -> numpy.ndarray:
     return played(data)[0]
 
 
-# Sizes of pieces that do not divide by three.
+# Sizes of pieces in samples. Most of these sizes are not divisible by three.
 ODD = [1, 2, 100, 1366, 1, 3840, 7]
 
 

@@ -21,10 +21,10 @@ CORRUPT = ErrorInfo(status=400, message="The picture is corrupt.", code="invalid
 
 
 async def events_of(served: Served, body: dict) -> list:
-    """The data of each event of a stream, read as JSON except the last.
+    """The data of each event of a stream. All data except the data of the last event are read as JSON.
 
-    The parser of the bench is not used, because it accepts other forms too. This function requires that each event is
-    one line, followed by an empty line.
+    The parser of the bench is not used, because it also accepts events with several lines, and comments. This function
+    requires that each event is one line, followed by an empty line.
     """
     async with served.session.post(f"{served.url}/v1/chat/completions", json=body | {"stream": True}) as response:
         assert response.status == 200

@@ -1,4 +1,4 @@
-"""For every form in which a client can write a request, the pipeline gets the same request as for the plain form."""
+"""A client can write a request in several ways. The pipeline gets the same request, whichever way the client uses."""
 
 from __future__ import annotations
 

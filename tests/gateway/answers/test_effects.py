@@ -29,7 +29,8 @@ VOICES = Voices(("chelsie", "ethan"), "ethan")
 USER = {"role": "user", "content": "Hello?"}
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("look_up", "add")]
 
-# For each field, a value that differs from its default, with the other fields that it needs to have an effect.
+# For each field, a value that differs from the default. Some fields have an effect only together with other fields,
+# which are in `NEEDS`.
 VALUES: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Goodbye."}],
     "modalities": ["text"],
@@ -120,7 +121,7 @@ def test_a_field_has_an_effect(field):
     assert outcome(**{field: VALUES[field]}, **needed) != outcome(**needed)
 
 
-# `outcome` sends the other two fields at the top level.
+# `outcome` always sends the fields `messages` and `modalities` at the top level.
 @pytest.mark.parametrize("field", sorted(VALUES.keys() - {"messages", "modalities"}))
 def test_a_field_in_extra_body_has_the_effect_of_the_field(field):
     needed = NEEDS.get(field, {})

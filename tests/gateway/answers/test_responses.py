@@ -26,7 +26,7 @@ DELTA = "response.output_text.delta"
 
 
 async def events_of(served: Served, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The data of each event of a stream. Each event must be named by its type and numbered."""
+    """The data of each event of a stream. The name of each event must be its type, and the events must be numbered."""
     async with served.session.post(f"{served.url}/v1/responses", json=body | {"stream": True}) as response:
         assert response.status == 200
         assert response.content_type == "text/event-stream"

@@ -33,8 +33,8 @@ GOOD: list[dict[str, Any]] = [
     {"voice": None, "model": None, "speed": None, "ref_audio": None, "unknown": None},
 ]
 
-# The fields of a request that is refused, and the code, the field and a part of the message of its error. If the value
-# of `input` is None, the request has no input.
+# For each refused request: the fields of the request, the code of the error, the field that the error names, and a part
+# of the message. If the value of `input` is None, the request has no input.
 WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "no input": ({"input": None}, "missing_required_parameter", "input", "Missing required field"),
     "empty input": ({"input": ""}, "invalid_value", "input", "length >= 1"),

@@ -1,5 +1,5 @@
-"""Tools and earlier calls are converted to the pipeline's form. If a tool or call is wrong, the error names the
-field.
+"""Tools and earlier calls are converted to the structures that the pipeline uses. If a tool or a call is wrong, the
+error names the field.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def test_the_openapi_document_knows_what_is_wrong(code: str, fields: dict[str, A
 def test_an_answer_without_text_and_calls_is_refused() -> None:
     code, param, message = refusal(messages=answered())
     assert (code, param) == ("missing_required_parameter", "messages[1].content")
-    assert "its text or its calls" in message
+    assert "needs 'content' or 'tool_calls'" in message
 
 
 def test_errors_say_what_is_known() -> None:

@@ -374,7 +374,8 @@ def test_a_misspelt_field_gets_a_suggestion(data, meant):
     ],
 )
 def test_a_field_of_another_type_is_not_suggested_again(data, path):
-    assert refusal(data).message == f"Unknown field '{path}'; only other types of messages or parts have this field."
+    hint = "this field is allowed only in other types of messages, parts or objects"
+    assert refusal(data).message == f"Unknown field '{path}'; {hint}."
 
 
 @pytest.mark.parametrize(

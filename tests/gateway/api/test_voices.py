@@ -66,7 +66,7 @@ def test_fields_that_name_different_voices_are_refused(fields, param):
     with pytest.raises(OmniError) as caught:
         VOICES.choose(asked(**fields))
     assert (caught.value.info.status, caught.value.info.param) == (400, param)
-    assert "the voice differs from" in caught.value.info.message
+    assert "this voice differs from" in caught.value.info.message
 
 
 @pytest.mark.parametrize(

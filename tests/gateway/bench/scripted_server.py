@@ -1,5 +1,5 @@
-"""Provides a server that answers chat completions from a script. The answers have the form of our server's answers or
-of a similar server's answers.
+"""Provides a server that answers chat completions from a script. The answers have the same structure as the answers of
+our server or of a similar server.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ async def test_capacity_is_printed_and_written(tmp_path: Path) -> None:
     assert (report["capacity"]["streams"], report["capacity"]["fails_at"]) == (2, None)
     assert [(trial["streams"], trial["answers"]) for trial in report["capacity"]["trials"]] == [(1, 3), (2, 6)]
     assert "gapless capacity: at least 2 streams (at least 90 % of the answers" in output
-    assert "seconds of audio per second:" in output
+    assert "audio received per second:" in output
     assert "2 streams: 6 of 6 answers without a gap" in errors
 
 

@@ -1,4 +1,4 @@
-"""Tests reading whole answers of this server, of OpenAI and of similar servers."""
+"""Tests that whole answers of this server, of OpenAI and of similar servers are read correctly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests reading the streams of this server, of OpenAI and of two similar servers."""
+"""Tests that the streams of this server, of OpenAI and of two similar servers are read correctly."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ WHOLE = Scenario(tokens=3, output=Output.WHOLE_SPEECH, audio_frames=25)
 
 
 def mixed_level() -> LevelReport:
-    """A level with three kinds of answers: one text answer, one spoken stream, and two whole answers, of which one is
-    short.
+    """A level with three kinds of answers: one text answer, one spoken stream, and two whole answers. One of the whole
+    answers is short.
     """
     timelines = [
         timeline([1.0, 1.5, 2.0], 2.5),

@@ -137,8 +137,8 @@ def test_names_are_read(name, read_as):
             FORM.replace(b'"a"\r\n', b'"a"\r\nContent-Transfer-Encoding: base64\r\n'),
             "has a 'Content-Transfer-Encoding'",
         ),
-        (b"--b\r\n" + b"x" * (MOST_HEAD_BYTES + 10), "head of part 1 is longer"),
-        (FIELD + b"1\r\n--b\r\nX: " + b"x" * MOST_HEAD_BYTES + b"\r\n\r\n", "head of part 2 is longer"),
+        (b"--b\r\n" + b"x" * (MOST_HEAD_BYTES + 10), "headers of part 1 are longer"),
+        (FIELD + b"1\r\n--b\r\nX: " + b"x" * MOST_HEAD_BYTES + b"\r\n\r\n", "headers of part 2 are longer"),
         ((FIELD + b"1\r\n") * (MOST_PARTS + 1) + b"--b--", f"more than {MOST_PARTS} parts"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tests that the places and connections of clients which do not read become free again.
+"""Tests that the server frees the places and the connections of clients that do not read.
 
 The sockets have buffers of a few kilobytes on both sides, so that even a page of metrics does not fit.
 """

@@ -1,4 +1,4 @@
-"""Tests which remote hosts media may be fetched from, without and with allowed domains."""
+"""Tests from which remote hosts media may be fetched, without and with allowed domains."""
 
 from __future__ import annotations
 

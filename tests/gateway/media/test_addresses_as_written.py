@@ -162,7 +162,7 @@ PIECES = [
 
 
 def test_no_mixture_of_hosts_and_separators_is_read_in_two_ways():
-    """The host, the port and the address of a checked URL are those to which the HTTP client connects."""
+    """The HTTP client connects to the host, the port and the address that the check has found in the URL."""
     draw = random.Random(1)
     taken = 0
     for _ in range(20_000):

@@ -1,4 +1,4 @@
-"""Tests who may open a realtime session, in which forms, and how sessions end."""
+"""Tests who may open a realtime session, which event names and sound formats a session may have, and how sessions end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def connect(served: Served, **options):
 
 
 async def refusal(served: Served, **options) -> tuple[int, dict]:
-    """Status and error of a request for a WebSocket that is refused."""
+    """Status and error of a refused request for a WebSocket."""
     headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
     headers |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="} | options.pop("headers", {})
     async with served.session.get(f"{served.url}/v1/realtime", headers=headers, **options) as response:

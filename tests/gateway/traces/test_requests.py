@@ -30,7 +30,7 @@ async def test_answered_request_says_what_the_gateway_did(tmp_path: Path, stream
         async with served.session.post(f"{served.url}/v1/chat/completions", json=HELLO | {"stream": stream}) as answer:
             await answer.read()
     [document] = documents(tmp_path)
-    assert {"request", "wait for a place", "read", "check", "submit", "write"} <= set(slices(document))
+    assert {"request", "wait for admission", "read", "check", "submit", "write"} <= set(slices(document))
     assert document["otherData"]["outcome"] == "ok"
     assert document["otherData"]["completion_tokens"] == 3
 

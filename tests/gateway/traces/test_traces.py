@@ -1,4 +1,6 @@
-"""Tests that the notes of all processes are joined into one timeline, and when this timeline is complete."""
+"""Tests that the notes of all processes are joined into one timeline, and that the timeline is complete at the right
+time.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +183,7 @@ async def test_the_bound_counts_every_span_and_does_not_wear_off(sink: Kept, mon
     traces = Traces([sink, Kept()], lambda: ("w",))
     for number in range(50):
         timeline = traces.begin({})
-        timeline.until_now("wait for a place")
+        timeline.until_now("wait for admission")
         with timeline.span("read"):
             pass
         if number % 2:
@@ -198,7 +200,7 @@ async def test_the_bound_counts_every_span_and_does_not_wear_off(sink: Kept, mon
     sink.going_on.clear()
     for _ in range(20):
         timeline = traces.begin({})
-        timeline.until_now("wait for a place")
+        timeline.until_now("wait for admission")
         timeline.end({})
     assert traces._budget.kept == 10
     sink.going_on.set()

@@ -84,10 +84,10 @@ def test_show_tells_how_memory_will_be_divided(data: Path) -> None:
     shown = {line["path"]: (line["value"], line["origin"]) for line in lines}
     value, origin = shown["stages.thinker.memory"]
     assert 60 < float(value.removesuffix("GiB")) < 78
-    assert origin == "computed, see sgl-omni plan"
+    assert origin == "computed; see `sgl-omni plan`"
     tokens, origin = shown["stages.thinker.options.max_total_tokens"]
     assert tokens > 50_000
-    assert origin == "computed, see sgl-omni plan"
+    assert origin == "computed; see `sgl-omni plan`"
     assert shown["stages.talker_ar.memory"] == (0.3, "--set talker_ar.memory=0.3")
 
 
@@ -99,7 +99,7 @@ def test_check_tells_what_means_nothing() -> None:
 
 @pytest.fixture
 def nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with one GPU of 80 GB, of which other programs use all but 1 GiB."""
+    """A machine with one GPU of 80 GB. Other programs use all of this memory except 1 GiB."""
     monkeypatch.setattr("omni_pipeline.deployment.resolve.detect", lambda: parse("1xH100-80GB"))
     monkeypatch.setattr("omni_pipeline.gpus.memory_used", lambda own: {gpu.index: gpu.memory - 2**30 for gpu in own})
     monkeypatch.setattr("omni_pipeline.kernels.toolchain.check", lambda workers: None)
@@ -157,7 +157,7 @@ def test_check_works_before_a_host_has_joined(spread: tuple[str, ...]) -> None:
     result = config("check", *spread, "--gpus", "1xH100-80GB")
     assert result.exit_code == 0, result.exception
     assert "code2wav@1      a device of b: code2wav\n" in result.stdout
-    assert "The hardware of b is unknown until it joins." in result.stdout
+    assert "The hardware of b is unknown until this host joins." in result.stdout
 
 
 def test_check_looks_for_tools_only_for_workers_of_this_machine(
@@ -180,4 +180,4 @@ def test_what_show_prints_of_hosts_comes_to_the_same(spread: tuple[str, ...], ho
     facts = {name: each for name, each in parse_hosts(hosts).items() if name != "main"}
     first, again = (resolve(gather(file).config, parse("H100-80GB"), facts) for file in (Path(spread[1]), path))
     assert again == first
-    assert ("# the GPUs of its hosts are unknown until they join" in shown.stdout) == ("b=" not in hosts)
+    assert ("# the GPUs of this stage's hosts are unknown until the hosts join" in shown.stdout) == ("b=" not in hosts)

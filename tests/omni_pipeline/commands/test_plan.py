@@ -1,5 +1,5 @@
-"""`sgl-omni plan` draws which stage is on which device, reports whether the model fits, and suggests changes with which
-it would fit.
+"""`sgl-omni plan` draws which stage is on which device, reports whether the model fits, and suggests changes after
+which the model would fit.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_what_does_not_fit_ends_with_1_the_reason_and_what_would(model: str) -> 
     assert result.exit_code == 1
     text = result.stdout
     assert "It does not fit." in text
-    assert "  The cache of thinker has 2,410 tokens, but one request needs 2,560." in text
+    assert "  The KV cache of thinker has room for 2,410 tokens, but one request needs 2,560 tokens." in text
     assert "  pass --colocate: room for 20 requests" in text
     assert "  use an FP8 checkpoint: room for 32 requests" in text
 
@@ -115,7 +115,9 @@ def test_ranks_that_would_cut_an_fp8_block_are_refused(model: str, tmp_path: Pat
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     result = plan(str(tmp_path), *FOUR, "--gpu-thinker", "0,1,2,3")
-    assert "moe_intermediate_size is 768: 192 for each rank, which is not a multiple of 128" in str(result.exception)
+    assert "moe_intermediate_size is 768, so each rank would get 192, which is not a multiple of 128" in str(
+        result.exception
+    )
     assert "these numbers of ranks can share it evenly: 1, 2." in str(result.exception)
 
 
@@ -251,8 +253,8 @@ def test_the_ram_of_each_host_is_shown(model: str, spread: tuple[str, ...]) -> N
 def test_a_plan_needs_the_hardware_of_every_host(model: str, spread: tuple[str, ...]) -> None:
     result = plan(model, *spread, "--gpus", "1xH100-80GB")
     assert str(result.exception) == (
-        "The hardware of b and c is unknown until they join. To plan now, describe this hardware with --hosts, as in "
-        "--hosts b=1xH100-80GB,c=1xH100-80GB."
+        "The hardware of b and c is unknown until these hosts join. To plan now, describe this hardware with --hosts, "
+        "as in --hosts b=1xH100-80GB,c=1xH100-80GB."
     )
 
 
@@ -261,7 +263,7 @@ def test_heavy_edges_are_reported(model: str) -> None:
     flags = [word for setting in settings for word in ("--set", setting)]
     result = plan(model, *flags, "--hosts", "main=2xH100-80GB,b=1xL4-24GB")
     assert result.exit_code == 0, result.output
-    assert "preprocessing → image_encoder sends up to 50 MB between hosts for one request" in result.stdout
+    assert "preprocessing sends up to 50 MB to image_encoder on another host for one request" in result.stdout
 
 
 def test_the_document_shows_the_plan_of_several_hosts(model: str, spread: tuple[str, ...]) -> None:

@@ -34,7 +34,7 @@ def test_the_tables_have_each_load_each_busy_stage_and_the_bottleneck() -> None:
     stages = [line.split()[0] for line in lines if "GPU 1 (H100-80GB)" in line and "%" in line]
     assert stages == ["GPU", "talker_ar", "code_predictor", "code2wav", "With"]
     assert "is the bottleneck" in result.stdout
-    assert "Laws: Lines through the times" in result.stdout
+    assert "Laws: Straight lines through the times" in result.stdout
 
 
 def test_equal_arguments_give_equal_output() -> None:
@@ -84,7 +84,7 @@ def test_a_far_host_costs_time() -> None:
     there = ("--set", "hosts.b={}", "--set", "groups.vocoder.hosts=[b]", "--set", "cluster.listen=127.0.0.1",
              "--hosts", "main=2xH100-80GB,b=1xH100-80GB", "--streams", "1")  # fmt: skip
     near, far = (as_json(*there, "--latency-ms", ms)["levels"][0]["prediction"] for ms in ("0", "100"))
-    # frames go to the host, and the sound comes back
+    # frames go to the host b, and the sound comes back to the main host
     assert far["ttfa"]["p50"] - near["ttfa"]["p50"] == pytest.approx(0.2, rel=0.05)
     assert set(far["host_bytes_per_second"]) == {"main → b", "b → main"}
 

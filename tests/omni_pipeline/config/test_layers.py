@@ -81,10 +81,13 @@ def test_assignment_reaches_its_setting(assignment: str, path: str, value: Any) 
         ("thinkr.threads=1", "there is no stage or setting thinkr; did you mean thinker?"),
         ("sever.port=1", "there is no stage or setting sever; did you mean server?"),
         ("stages.thinkr.threads=1", "there is no stage thinkr; did you mean thinker?"),
-        ("thinker.thread=1", "thinker has no setting 'thread'; did you mean threads?"),
-        ("thinker=1", "thinker has no setting ''"),
-        ("thinker.max_totl_tokens=1", "thinker has no setting 'max_totl_tokens'; did you mean max_total_tokens?"),
-        ("decode.engine.x=1", "decode has no setting 'engine'; known here: worker, "),
+        ("thinker.thread=1", "the stage thinker has no setting 'thread'; did you mean threads?"),
+        ("thinker=1", "the stage thinker has no setting ''"),
+        (
+            "thinker.max_totl_tokens=1",
+            "the stage thinker has no setting 'max_totl_tokens'; did you mean max_total_tokens?",
+        ),
+        ("decode.engine.x=1", "the stage decode has no setting 'engine'; known here: worker, "),
         ("server.prt=1", "server.prt: there is no such setting; did you mean port?"),
         ("thinker.threads=two", "stages.thinker.threads: expected `int | null`, got `str`."),
         ("thinker.threads={", "'{' is not a YAML value."),
@@ -120,7 +123,7 @@ def test_text_only_server_refuses_flags_of_stages_it_leaves_out_but_not_a_file(w
     path = write("text_only: true\nstages: {talker_ar: {threads: 2}}")
     both = SettingsLayer("--both", {"stages": {"thinker": {"threads": 2}, "talker_ar": {"threads": 2}}})
     assert gather(path, [both]).config.text_only
-    with pytest.raises(StartupError, match=r"^--gpu-talker: a text-only server has no talker_ar"):
+    with pytest.raises(StartupError, match=r"^--gpu-talker: a text-only server does not run talker_ar"):
         gather(path, [SettingsLayer("--gpu-talker", {"stages": {"talker_ar": {"gpus": [1]}}})])
-    with pytest.raises(StartupError, match=r"^--set talker_ar\.threads=1: a text-only server has no talker_ar"):
+    with pytest.raises(StartupError, match=r"^--set talker_ar\.threads=1: a text-only server does not run talker_ar"):
         gather(path, assignments=["talker_ar.threads=1"])

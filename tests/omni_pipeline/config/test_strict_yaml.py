@@ -1,5 +1,5 @@
 """If a YAML mapping has the same key twice, the file is refused, however deeply the mapping is nested. All other YAML
-is read as by PyYAML.
+gives the same result as with PyYAML.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def test_plan_finds_a_hub_name_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp
         "ear.a": Stored(5, 10)
     }
     with pytest.raises(
-        StartupError, match=r"no directory owner/other\. The hub's cache has no such model either, and a plan"
+        StartupError, match=r"no directory owner/other\. The hub's cache has no such model either, and this"
     ):
         describe_checkpoint("owner/other", SPEC)
 

@@ -138,10 +138,13 @@ def test_facts_travel_as_msgpack() -> None:
     ("settings", "message"),
     [
         ({"hosts": {"b": {}}, "groups": {"voice": {"hosts": ["bb"]}}}, "groups.voice.hosts: .* did you mean b?"),
-        ({"groups": {"voice": {"hosts": ["b"]}}}, "groups.voice.hosts: there is no host b in hosts; known here: main"),
+        (
+            {"groups": {"voice": {"hosts": ["b"]}}},
+            "groups.voice.hosts: there is no host b in the setting 'hosts'; known here: main",
+        ),
         ({"hosts": {"b": {}, "c": {}}, "groups": {"voice": {"hosts": ["b"]}}}, "hosts.c: no group runs on this host"),
         ({"hosts": {"b!": {}}}, "hosts: 'b!' is not a name of a host"),
-        ({"hosts": {"main": {}}}, "hosts.main: main is the host of this server"),
+        ({"hosts": {"main": {}}}, "hosts.main: the name main means the host of this server"),
         ({"hosts": {"b": {"listen": "::"}}}, "hosts.b.listen: other hosts cannot connect to ::"),
         (
             {"hosts": {"b": {}, "c": {}}, "groups": {"voice": {"hosts": ["b", "c"]}}},
@@ -156,7 +159,10 @@ def test_facts_travel_as_msgpack() -> None:
         ({"cluster": {"ports": "20001"}}, "cluster.ports: '20001' is not a range of ports"),
         ({"cluster": {"ports": "300-200"}}, "cluster.ports: '300-200' is not a range of ports between 1 and 65535"),
         ({"cluster": {"ports": "19000-20001"}}, "cluster.ports: 19000-20001 includes port 20000"),
-        ({"cluster": {"ray_address": "auto"}}, "cluster.ray_address: there are no hosts for Ray to start"),
+        (
+            {"cluster": {"ray_address": "auto"}},
+            "cluster.ray_address: there is no host on which Ray could start an agent",
+        ),
         (
             {
                 "hosts": {"b": {}},
@@ -219,7 +225,7 @@ def test_a_description_that_cannot_be_understood_is_refused(text: str, message: 
 
 def test_a_described_host_must_be_in_the_configuration() -> None:
     config = convert({"hosts": {"b": {}}}, Config, "")
-    with pytest.raises(StartupError, match=r"--hosts bb: there is no host bb in hosts; did you mean b\?"):
+    with pytest.raises(StartupError, match=r"--hosts bb: there is no host bb in the setting 'hosts'; did you mean b\?"):
         described(None, "bb=cpu", config)
     with pytest.raises(StartupError, match=r"--hosts and --gpus both describe main"):
         described("L4-24GB", "main=cpu", config)
@@ -260,6 +266,6 @@ def test_encoders_apart_from_preprocessing_are_heavy() -> None:
     found = edges({"encoders": {"hosts": ["b"]}}, "L4-24GB", {"b": "L4-24GB"}, Request(prompt_tokens=2048))
     [picture, *_] = heavy_notes(found.values())
     assert picture == (
-        "preprocessing → image_encoder sends up to 50 MB between hosts for one request: put preprocessing and "
+        "preprocessing sends up to 50 MB to image_encoder on another host for one request: put preprocessing and "
         "image_encoder on the same host."
     )

@@ -188,7 +188,7 @@ def test_a_budget_bounds_all_that_a_stage_takes() -> None:
 def test_a_budget_below_what_a_stage_needs_is_a_problem_with_figures() -> None:
     placement = reckoned(deployment([80], {"think": on("think", 0, memory=11 * GIB)}))
     assert placement.problems[0] == (
-        "think may use 11.0 GiB of GPU 0, but needs 11.6 GiB without its cache: raise stages.think.memory."
+        "think may use 11.0 GiB of GPU 0, but needs 11.6 GiB even without its KV cache: raise stages.think.memory."
     )
 
 
@@ -213,7 +213,8 @@ def test_what_others_have_taken_cannot_be_used() -> None:
 def test_no_room_for_a_single_request_is_a_problem() -> None:
     placement = reckoned(deployment([12], {"think": on("think", 0)}))
     assert placement.problems == (
-        f"the cache of think has {placement.caches[0].tokens:,} tokens, but one request needs 1,100.",
+        f"the KV cache of think has room for {placement.caches[0].tokens:,} tokens, but one request needs 1,100 "
+        "tokens.",
     )
 
 

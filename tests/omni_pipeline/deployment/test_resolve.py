@@ -183,7 +183,7 @@ def test_environments_of_a_worker_are_joined() -> None:
         (
             2,
             {"colocate": True, "stages": {"shout": {"gpus": [0]}, "join": {"gpus": [1]}}},
-            "colocate puts everything on one GPU, but the settings of the stages name the GPUs 0, 1 "
+            "The setting 'colocate' puts all stages on one GPU, but the settings of the stages name the GPUs 0, 1 "
             "(shout: 0, join: 1).",
         ),
         (
@@ -200,7 +200,7 @@ def test_environments_of_a_worker_are_joined() -> None:
         (
             2,
             {"stages": {"shout": {"worker": "w", "gpus": [0]}, "join": {"worker": "w", "gpus": [1]}}},
-            "Worker w would run shout on GPU 0 and join on GPU 1, but all stages of one worker use the same GPUs.",
+            "Worker w would run shout on GPU 0 and join on GPU 1, but all stages of one worker must use the same GPUs.",
         ),
         (
             2,
@@ -216,13 +216,13 @@ def test_environments_of_a_worker_are_joined() -> None:
         (
             1,
             {"stages": {"join": {"environment": {"CUDA_VISIBLE_DEVICES": "0"}}}},
-            "the server sets CUDA_VISIBLE_DEVICES from gpus; set gpus instead",
+            "the server itself sets CUDA_VISIBLE_DEVICES; set stages.join.gpus instead",
         ),
         (1, {"stages": {"shout": {"memory": "100GiB"}}}, "add up to 1.26 times its memory: shout 1.26."),
         (
             0,
             {"stages": {n: {"worker": "w", "environment": {"A": n}} for n in ("shout", "join")}},
-            "Worker w cannot have both A=shout for shout and A=join for join.",
+            "Worker w cannot set the environment variable A both to shout for shout and to join for join.",
         ),
     ],
     ids=str,

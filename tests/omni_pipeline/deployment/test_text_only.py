@@ -72,7 +72,7 @@ def test_a_checkpoint_without_speech_gets_the_text_stages_and_a_note(
     assert resolve(settings.config).graph.stage_names == tuple(
         name for name in QWEN3_OMNI.stage_names if name in QWEN3_OMNI.text_stages
     )
-    assert settings.notes == (f"Text only: the checkpoint has no speech, because {reason}.",)
+    assert settings.notes == (f"Text only: the checkpoint cannot speak, because {reason}.",)
     assert settings.origin("text_only") == "config.json of the checkpoint"
 
 
@@ -80,7 +80,7 @@ def test_a_flag_for_a_stage_of_speech_is_refused_with_the_reason(write: Write) -
     flag = SettingsLayer("--gpu-talker", {"stages": {"talker_ar": {"gpus": [1]}}})
     with pytest.raises(StartupError) as caught:
         fitted(chosen(write(enable_audio_output=False), flag))
-    assert str(caught.value) == f"--gpu-talker: this checkpoint ({REASON}) has no talker_ar."
+    assert str(caught.value) == f"--gpu-talker: this checkpoint ({REASON}) does not run talker_ar."
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ class Hosts:
     """A session on several hosts.
 
     Attributes:
-        session: The main process's side.
+        session: The part of the session that is in the main process.
         agents: The agent of each host, by name.
     """
 
@@ -147,7 +147,8 @@ async def running_on_hosts(
     """Run a session whose workers are on several hosts. Afterwards, no process and no file may be left.
 
     Args:
-        inside: For hosts, by name: a command that runs the agent's command, for example in a network namespace.
+        inside: For some hosts, a command that runs the agent's command, for example in a network namespace. The keys
+            are the names of the hosts.
     """
     async with waiting(config, directory, inside=inside) as hosts:
         cluster = hosts.cluster
@@ -161,7 +162,8 @@ async def running_on_hosts(
         try:
             async with asyncio.timeout(JOIN_SECONDS):
                 await supervisor.start("no/checkpoint")
-            # a host with its own process ids reports other ids
+            # a host with its own process ids reports ids that are not valid here, so the processes of its agent are
+            # listed instead
             pids = [supervisor.pids[name] for name, report in supervisor.workers.items() if not report.host]
             pids += [process.pid for agent in hosts.agents.values() for process in agent.family()]
             yield hosts

@@ -80,7 +80,7 @@ class RayCluster:
         return int(await asyncio.to_thread(self.order, "add", arguments))
 
     async def kill_node(self, node: int) -> None:
-        """Kill all of Ray's processes of a node."""
+        """Kill all processes of Ray that belong to a node."""
         await asyncio.to_thread(self.order, "kill", node)
 
     async def nothing_left(self) -> None:
@@ -147,7 +147,7 @@ def agents() -> dict[int, psutil.Process]:
 def on_ray(
     address: str, *, hosts: Mapping[str, HostConfig], unauthenticated: bool = False, **groups: GroupConfig
 ) -> Config:
-    """The echo pipeline with these groups, whose hosts Ray starts."""
+    """The echo pipeline with these groups. Ray starts the agents of the hosts."""
     cluster = ClusterConfig(
         listen=MAIN_ADDRESS,
         port=0,
@@ -172,7 +172,7 @@ async def opened(config: Config, directory: Path) -> AsyncIterator[tuple[Hosts, 
 
 @contextlib.asynccontextmanager
 async def running_on_ray(config: Config, directory: Path) -> AsyncIterator[Hosts]:
-    """Run a session whose other hosts Ray starts."""
+    """Run a session on several hosts. Ray starts all hosts except the main host."""
     async with opened(config, directory) as (hosts, ray_hosts):
         async with asyncio.timeout(2 * SECONDS):
             facts = await hosts.cluster.gather()

@@ -32,7 +32,7 @@ INTRODUCTION = Introduction(HostFacts(), {}, "tcp://127.0.0.2:1 key", "127.0.0.2
 
 @pytest.fixture(autouse=True)
 def _as_a_guest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An agent that runs in the process of the tests must not change its log and its title."""
+    """The tests run an agent in their own process. The agent must not change the log and the title of this process."""
     monkeypatch.setattr(agent.logs, "configure", lambda *_: None)
     monkeypatch.setattr(agent, "set_title", lambda _: None)
 

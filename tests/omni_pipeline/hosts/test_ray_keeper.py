@@ -11,7 +11,7 @@ from omni_pipeline.hosts.ray_keeper import agent_environment
 
 @pytest.fixture(autouse=True)
 def _in_ray_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a Ray worker, whose raylet is this process."""
+    """The environment of a Ray worker. In this environment, the worker's raylet is the process of the tests."""
     monkeypatch.setenv("RAY_RAYLET_PID", str(os.getpid()))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")

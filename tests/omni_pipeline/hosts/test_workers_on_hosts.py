@@ -25,7 +25,7 @@ from tests.omni_pipeline.sessions import SECONDS, gone
 pytestmark = pytest.mark.usefixtures("run_root")
 
 SENTENCE = "one two three four five"
-# With OMNI_TEST_ROUNDS=10, more hosts are killed than in a normal run, which has no time for so many rounds.
+# With OMNI_TEST_ROUNDS=10, more hosts are killed than in a normal run. A normal run has no time for so many rounds.
 ROUNDS = int(os.environ.get("OMNI_TEST_ROUNDS", "2"))
 VOICES = GroupConfig(replicas=2, hosts=["b", "c"])
 

@@ -55,8 +55,8 @@ def toolkit(home: Path, parts: Iterable[str] = PARTS) -> Path:
 
 
 def test_worker_finds_the_programs_of_its_environment_although_that_is_not_activated(tmp_path: Path) -> None:
-    """The programs are found even if the environment is built on another environment and the programs are in the other
-    environment's directory.
+    """A Python environment may extend another environment. The programs are found even if they are in the directory of
+    the extended environment.
     """
     environment = toolchain.prepared({"PATH": SYSTEM, "XDG_CACHE_HOME": str(tmp_path)})
     first, *others = environment["PATH"].split(":")
@@ -83,8 +83,8 @@ def test_installed_toolkit_is_taken_from_path_or_the_usual_place(
 
 
 def test_directory_above_a_wrapper_of_nvcc_is_no_toolkit(tmp_path: Path) -> None:
-    """Debian has a wrapper of nvcc in ``/usr/bin``, but there is no ``/usr/lib64/libcudart.so``, which libraries need
-    in a toolkit.
+    """Debian has a wrapper of nvcc in ``/usr/bin``. But Debian has no ``/usr/lib64/libcudart.so``, and libraries need
+    this file in a toolkit.
     """
     wrapper = toolkit(tmp_path / "local", PARTS[:2])
     assert installed({"PATH": f"{wrapper}/bin"}) is None
@@ -148,7 +148,7 @@ async def test_server_on_gpus_says_what_is_missing_before_it_loads(
 ) -> None:
     bare(leave=["c++", "gcc"])
     monkeypatch.setattr("omni_pipeline.deployment.resolve.detect", lambda: parse("2x24GB"))
-    with pytest.raises(StartupError, match=r"lacks tools for that:\n  ninja: .*\n  nvcc: .*"):
+    with pytest.raises(StartupError, match=r"lacks tools for the compilation:\n  ninja: .*\n  nvcc: .*"):
         await serve(GPU_STAGES, None)  # type: ignore[arg-type] - nothing is shown so early
 
 

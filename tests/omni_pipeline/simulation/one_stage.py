@@ -31,10 +31,11 @@ GRAPH = Graph(
 
 
 class Work:
-    """Answers up to `most` requests in each step. `answer_tokens` is the size of an answer in bytes.
+    """Answers up to `most` requests in each step. The size of an answer in bytes is the request's number
+    `answer_tokens`.
 
     Args:
-        site: `site.options` is the number `most`.
+        site: The place of the stage in the simulation. Its `options` are the number `most`.
     """
 
     patient = False

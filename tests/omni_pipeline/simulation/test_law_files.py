@@ -1,4 +1,6 @@
-"""Laws of the duration of steps are read from names, files and metrics pages. Errors name the mistakes."""
+"""The laws of a simulation (the durations of steps) are read from names, files and metrics pages. Errors name the
+mistakes.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ def test_without_a_base_other_stages_take_no_time(tmp_path: Path) -> None:
         ("stages: {thinker: {step: -1}}", "stages.thinker: no number may be negative"),
         ("stages: {thinker: {step: soon}}", "stages.thinker.step"),
         ("stages: {thinker: {points: [[4, 1], [1, 1]]}}", "sort the points by number of items"),
-        ("stages: {thinker: {step: 1, points: [[1, 1]]}}", "points cannot be combined with step or item"),
+        ("stages: {thinker: {step: 1, points: [[1, 1]]}}", "'points' cannot be combined with 'step' or 'item'"),
         ("base: guessed\nstages: {}", "there is no set of laws with the name guessed"),
         ("stages: {thinker: {step: 1}, thinker: {step: 2}}", "thinker"),
         ("[", "laws.yaml"),

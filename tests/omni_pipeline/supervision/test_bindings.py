@@ -1,5 +1,6 @@
-"""A request is bound to one replica of each group, and stays there: to the replica with the fewest open requests or, in
-a group with prefix caches, to the replica that can begin the answer soonest.
+"""A request is bound to one replica of each group until the request ends. In a group without prefix caches, this is the
+replica with the fewest open requests. In a group with prefix caches, it is the replica that can begin the answer
+soonest.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def test_open_requests_differ_by_one_at_most_whatever_ends(bindings: Bindings) -
         still.append(f"r{number}")
         counts = Counter(bindings.of(name)["a"] for name in still)
         if len(still) > 12:
-            # A request of the replica with the most open requests ends, since the next request to end is most likely
-            # one of these.
+            # A request of the replica with the most open requests ends, because the next request that ends most likely
+            # belongs to this replica.
             longest = max(counts, key=lambda replica: counts[replica])
             gone = draw.choice([name for name in still if bindings.of(name)["a"] == longest])
             still.remove(gone)

@@ -1,4 +1,4 @@
-"""Workers that start in a new interpreter, as on GPUs, otherwise behave like forked workers."""
+"""Workers on GPUs start in a new interpreter. After their start, such workers behave like forked workers."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def looks(
     pulses: bool = False,
     others_compile: bool = False,
 ) -> tuple[int, str | None]:
-    """Call `Vitals.look` until it gives a verdict, at most 200 times. Returns the number of calls and the verdict,
-    which is None if no call gave one.
+    """Call `Vitals.look` until it gives a verdict, at most 200 times. Returns the number of calls, and the verdict. The
+    verdict is None if no call gave a verdict.
     """
     given = iter(samples)
     vitals = Vitals(1, BOUNDS, lambda pid, ranks: next(given), on_gpu=on_gpu)

@@ -30,7 +30,7 @@ def mailbox(run_root: object) -> Iterator[Mailbox]:
 
 
 def receive(mailbox: Mailbox, message: Message) -> None:
-    """Let `mailbox` handle `message`, which it sends to itself."""
+    """Send `message` from `mailbox` to `mailbox` itself, and let `mailbox` handle the message."""
     mailbox.send(message, mailbox.address)
     deadline = time.monotonic() + 10
     while not mailbox.take(1):
@@ -57,7 +57,9 @@ def test_message_that_nobody_registered_for_is_logged_without_its_content(
 
 
 async def test_a_forgotten_connection_is_not_watched(run_root: object) -> None:
-    """If it were still watched, the event loop would ignore the next file whose descriptor has the same number."""
+    """If the connection were still watched, the event loop would ignore the next file whose descriptor has the same
+    number.
+    """
     run_dirs, keys = [make_run_dir(), make_run_dir()], new_key_pair()
     link = HostLink("b", keys, "127.0.0.1", (0, 0), {"b": keys.public}, 5.0)
     near, far = (Mailbox(run_dir, Codec({}), lambda _: None, link) for run_dir in run_dirs)

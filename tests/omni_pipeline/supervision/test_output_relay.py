@@ -23,7 +23,7 @@ class Screen(StandardError):
 
 
 class Child:
-    """A relay, with the write end of its pipe, which a child process would have."""
+    """A relay, and the write end of the relay's pipe. In a real server, a child process has the write end."""
 
     def __init__(self, screen: Screen) -> None:
         self.relay = Relay(screen)

@@ -1,5 +1,5 @@
-"""Replicas of stages in real processes: every message of a request goes to its replicas, and the death of a replica
-ends only the requests that use it.
+"""Replicas of stages in real processes: every message of a request goes to the replicas that the request uses, and the
+death of a replica ends only the requests that use this replica.
 """
 
 from __future__ import annotations
@@ -199,7 +199,8 @@ async def test_a_killed_replica_ends_only_its_own_requests(victim: str, monkeypa
             assert (stages, error.code, error.status) == ({victim}, "worker_lost", 503)
             assert time.monotonic() - killed < 1
             assert session.affected.pop() == lost
-            # the collector would fail these requests now, and abort them in their other workers
+            # the collector would now fail each of these requests, and abort the request in all other workers that have
+            # it
             for name in lost:
                 supervisor.abort(name, ALL, lambda: None)
             assert supervisor.problem is None

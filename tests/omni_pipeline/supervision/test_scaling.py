@@ -162,7 +162,7 @@ async def test_a_replica_that_leaves_keeps_its_requests_and_gets_no_new_ones(run
         for name in ("r0", "r1", "r2", "r3", "new"):
             supervisor.release(name)
         removed = await leaving
-        assert "Waiting for the requests of replica 1 to end: 2." in removed.stdout
+        assert "Waiting for the requests of replica 1 to end. Number of requests: 2." in removed.stdout
 
 
 async def test_a_replica_that_cannot_load_is_not_added(tmp_path: Path, run_root: Path) -> None:

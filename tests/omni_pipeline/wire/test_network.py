@@ -22,7 +22,7 @@ from tests.omni_pipeline.wire.hosts import SECONDS, Host, contents
 
 MakeHost: TypeAlias = Callable[..., Host]
 
-# Long enough for a message over loopback to arrive.
+# In this time, a message over loopback arrives.
 QUIET_SECONDS = 1.0
 
 # The first bytes of ZeroMQ's protocol, version 3, for a client that uses CURVE.

@@ -82,7 +82,9 @@ def free_port() -> int:
 
 
 def send_until_broken(sender: Host, address: str) -> None:
-    """Send until `send` finds that the connection has ended. `lost` is not called, so only `send` can notice it."""
+    """Send messages until `send` finds that the connection has ended. Only `send` can find this, because `lost` is not
+    called.
+    """
     deadline = time.monotonic() + SECONDS
     while not sender.outbox._broken:
         assert time.monotonic() < deadline

@@ -411,7 +411,9 @@ def test_abort_is_passed_on_behind_what_the_worker_has_sent(bench: Bench) -> Non
 
 
 class Claims(EchoStage):
-    """The first stage of the graph. Before it handles a word, it claims a kilobyte for each letter."""
+    """The first stage of the graph. Before it handles a word, it sends a `Claim` for a kilobyte of memory for each
+    letter.
+    """
 
     def step(self) -> Iterable[Work | Claim]:
         message = self.queue.popleft()

@@ -28,7 +28,7 @@ from tests.omni_pipeline.worker.test_loop import context_of
 
 
 class Times(Struct):
-    """A body of advice with times."""
+    """The body of an `Advice` message, with a time."""
 
     at: float
 
@@ -37,7 +37,7 @@ class Times(Struct):
 
 
 class Timed(EchoStage):
-    """Keeps the advice that it gets."""
+    """Keeps the bodies of the `Advice` messages that it gets."""
 
     def __init__(self, name: str) -> None:
         super().__init__(context_of(name))
@@ -51,7 +51,7 @@ class Timed(EchoStage):
 
 
 class Sending(Split):
-    """Sends advice with times before its words."""
+    """Sends an `Advice` message with a time before it sends its words."""
 
     def step(self) -> Any:
         yield Advice("split", "shout", Times(100.0))
@@ -59,8 +59,8 @@ class Sending(Split):
 
 
 class Site:
-    """A worker on the host `b` with one stage, and the processes of two other hosts: the main process, and a worker of
-    the host `c`, which has all other stages.
+    """A worker on the host `b` with one stage, and the processes of two other hosts: the main process, and a worker on
+    the host `c` with all other stages.
     """
 
     def __init__(self, directory: Path, stage: str, made: EchoStage) -> None:
@@ -128,7 +128,8 @@ def test_only_the_main_process_may_move_and_stop_workers(shouting: Site, caplog:
         pass
     assert shouting.thread.is_alive()
     for message in forged:
-        assert f"host c sent a {type(message).__name__}, which only the main process may send" in caplog.text
+        kind = type(message).__name__
+        assert f"host c sent a message of the type {kind}, which only the main process may send" in caplog.text
     assert shouting.b.network.offset == 0.0
     assert shouting.b.network.host_of(shouting.keys["c"].public) == "c"
 

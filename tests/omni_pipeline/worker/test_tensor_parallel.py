@@ -117,11 +117,11 @@ async def test_reason_of_ranks_that_cannot_load_is_told(run_root: Path) -> None:
         (4, None),
         (
             64,
-            "stages.thinker.tp_size: 64 ranks cannot share the model evenly: num_attention_heads is 32: 0.5 for each",
+            "stages.thinker.tp_size: 64 ranks cannot share the model evenly: num_attention_heads is 32, so each rank",
         ),
         (
             3,
-            "10.6667 for each rank (not a whole number). "
+            "each rank would get 10.6667 (not a whole number). "
             "Up to 16, these numbers of ranks can share it evenly: 1, 2, 4, 8, 16.",
         ),
     ],
@@ -142,7 +142,7 @@ def test_each_rank_has_to_get_whole_blocks_and_groups(
 ) -> None:
     told = str(refusal(data, quantization, ranks))
     assert told.startswith(f"stages.thinker.tp_size: {ranks} ranks cannot share the model evenly: ")
-    assert f"moe_intermediate_size is 768: {part} for each rank, which is not a multiple of 128" in told
+    assert f"moe_intermediate_size is 768, so each rank would get {part}, which is not a multiple of 128" in told
     assert told.endswith("these numbers of ranks can share it evenly: 1, 2.")
     assert refusal(data, quantization, 2) is None
 
@@ -168,7 +168,7 @@ def refusal(data: Path, quantization: dict[str, Any], ranks: int, gpus: str = "6
 
 
 def test_followers_get_the_advice_that_their_leader_gets(run_root: Path) -> None:
-    """If only the leader got the advice, the ranks would form different batches."""
+    """If only the leader got an `Advice` message, the ranks would form different batches."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     codec = Codec(ECHO.body_types(), ECHO.advice_types())
     inbox, outbox = Inbox(context, endpoint(str(run_root), "follower", 0)), Outbox(context)

@@ -1,5 +1,5 @@
-"""Weights with which SGLang cannot compute are refused at start, and the error gives the reason. Where this is possible
-on a CPU, tests confirm with SGLang's own code that it cannot compute with them.
+"""If SGLang cannot compute with the weights of a checkpoint, the checkpoint is refused at start, and the error gives
+the reason. Where this is possible on a CPU, the tests confirm the reason with SGLang's own code.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def test_published_forms_are_served_on_a_hopper_and_on_a_cpu(refusal: Refusal, n
             "1xA100-80GB",
             "stages.thinker: experts in fp8 with 8 bits, blocks of (128, 128) need comp",
         ),
-        ("fp8-channel", "1xRTX3090-24GB", "need compute capability 8.9, and this GPU has 8.6."),
-        ("int4-awq", "1xT4-16GB", "need compute capability 8.0, and this GPU has 7.5."),
+        ("fp8-channel", "1xRTX3090-24GB", "need compute capability 8.9, but this GPU has 8.6."),
+        ("int4-awq", "1xT4-16GB", "need compute capability 8.0, but this GPU has 7.5."),
         ("int4-awq", "1xRTX3090-24GB", ""),
         ("int4-packed", "1xA100-80GB", ""),
         ("fp8-block", "1x80GB", ""),  # the GPU's compute capability is unknown
@@ -99,7 +99,7 @@ def test_gpu_has_to_be_able_to(refusal: Refusal, name: str, gpus: str, message: 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"group_size": 16}, "SGLang's kernels support groups of 32, 64 or 128, not 16"),
+        ({"group_size": 16}, "SGLang's kernels support only the group sizes 32, 64 and 128, not 16"),
         ({"sym": False}, "SGLang has no kernels for experts in gptq with 4 bits, groups of 128 with zero points"),
     ],
 )
@@ -156,20 +156,20 @@ def test_sglang_has_no_place_for_zero_points_of_experts_as_they_are_packed() -> 
 def test_ranks_of_marlin_get_whole_tiles(refusal: Refusal) -> None:
     assert refusal("int4-packed", "8xH100-80GB", ranks=4) == ""
     told = refusal("int4-packed", "8xH100-80GB", ranks=8)
-    assert "moe_intermediate_size is 768: 96 for each rank, which is not a multiple of 64" in told
+    assert "moe_intermediate_size is 768, so each rank would get 96, which is not a multiple of 64" in told
     assert told.endswith("these numbers of ranks can share it evenly: 1, 2, 4.")
 
 
 def test_tensor_that_a_form_needs_is_missed(refusal: Refusal) -> None:
     told = refusal("int4-awq", "", without="layers.1.self_attn.q_proj.scales")
-    assert "there is no thinker.model.layers.1.self_attn.q_proj.scales, and awq with 4 bits" in told
+    assert "the checkpoint has no thinker.model.layers.1.self_attn.q_proj.scales, which awq with 4 bits" in told
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("thinker.lm_head.qweight", "is quantised, and only projections in decoder layers may be"),
-        ("thinker.model.layers.0.mlp.gate.qweight", "is quantised, and only projections in decoder layers may be"),
+        ("thinker.lm_head.qweight", "is quantised, but only projections in decoder layers may be"),
+        ("thinker.model.layers.0.mlp.gate.qweight", "is quantised, but only projections in decoder layers may be"),
         ("talker.code_predictor.model.layers.0.mlp.up_proj.qweight", "only the decoders of thinker and talker may be"),
         ("thinker.visual.blocks.0.attn.qkv.weight_packed", "only the decoders of thinker and talker may be"),
         ("code2wav.pre_transformer.layers.0.mlp.up_proj.weight_scale_inv", "only the decoders of thinker and talker"),

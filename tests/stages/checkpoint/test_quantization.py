@@ -27,7 +27,7 @@ def compressed(form: str = "pack-quantized", **weights: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def published(data: Path) -> dict[str, dict[str, Any]]:
-    """Published ``quantization_config`` sections, by the name of the form."""
+    """Published ``quantization_config`` sections. The keys are names of formats, for example ``fp8-block``."""
     found: dict[str, dict[str, Any]] = json.loads((data / "quantization_configs.json").read_text())
     return found
 

@@ -31,7 +31,8 @@ from stages.messages import (
 from tests.device import EXACTNESS
 
 CHECKPOINTS = ("tiny", "nano")
-# Two logits whose difference is smaller than this may be in the opposite order in a batch of another shape.
+# If the difference of two logits is smaller than this number, the logits may be in the opposite order in a batch of
+# another shape.
 NEAR_TIE = EXACTNESS.near_tie
 GREEDY = Sampling()
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8)  # these are the reference's parameters when its talker samples

@@ -1,4 +1,6 @@
-"""A text is divided into reasoning and answer as by SGLang's parser, in whatever pieces the text arrives."""
+"""A text is divided into reasoning and answer in the same way as by SGLang's parser, in whatever pieces the text
+arrives.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,8 @@ def test_the_division_is_that_of_sglangs_parser(text: str, begun: bool) -> None:
     draw = random.Random(text)
     for pieces in ([text], list(text), *(cut(text, draw) for _ in range(20))):
         parts = split(ReasoningSplitter(form(begun=begun, interrupting=CALL), ContentOnly()), pieces)
-        # SGLang's parser shows a marker that is cut off at the end of the text; it is text here too.
+        # If a marker is cut off at the end of the text, SGLang's parser treats the marker as text. Our splitter does
+        # the same.
         assert joined(parts) == (reasoning or "", content or "")
         assert sum(part.length for part in parts) == len(text)
 

@@ -1,4 +1,4 @@
-"""A token is spoken if it is content, as soon as this is certain."""
+"""A token is spoken if its text is content. It is spoken as soon as it is certain that the text is content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Provides the demo model's vocabulary, and a way to write a text by a grammar."""
+"""Provides the demo model's vocabulary, and a class that writes a text as far as a grammar allows."""
 
 from __future__ import annotations
 

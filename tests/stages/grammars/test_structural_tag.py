@@ -161,8 +161,8 @@ def nested(depth: int) -> Any:
     [
         ("[", "not a structural tag"),
         ({"format": {"type": "poem"}}, "poem"),
-        ({"structures": [CALL], "triggers": ["<fn"]}, "no trigger"),
-        ({"structures": [], "triggers": []}, "no tags"),
+        ({"structures": [CALL], "triggers": ["<fn"]}, "none of the 'triggers'"),
+        ({"structures": [], "triggers": []}, "a list of tags is empty"),
         ({"structures": [{**CALL, "schema": False}], "triggers": ["<"]}, "allows no value"),
         ({"format": {"type": "or", "elements": []}}, "empty"),
         ({"format": {"type": "star", "content": {"type": "any_text"}}}, "last format"),

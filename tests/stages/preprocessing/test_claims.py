@@ -29,8 +29,8 @@ class Driven:
     """Drives the stage in place of the worker's loop and the main process.
 
     Attributes:
-        claims: The claims in order.
-        answers: The other messages in order.
+        claims: The `Claim` messages of the stage, in order.
+        answers: All other messages of the stage, in order.
     """
 
     def __init__(self, stage: Preprocessing) -> None:
@@ -39,7 +39,9 @@ class Driven:
         self.answers: list[Any] = []
 
     def until(self, count: int, kind: str = "claims") -> None:
-        """Step the stage until it has sent `count` claims, or `count` answers if `kind` is "answers"."""
+        """Step the stage until it has sent `count` messages. The messages are `Claim` messages, or all other messages
+        if `kind` is "answers".
+        """
         deadline = time.monotonic() + PATIENCE_SECONDS
         while len(getattr(self, kind)) < count:
             assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""Conversations are converted to the same ids as by the reference. Control tokens that users write in a text are
+"""Our code and the reference convert conversations to the same ids. Control tokens that users write in a text are
 treated as ordinary text.
 """
 

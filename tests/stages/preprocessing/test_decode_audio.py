@@ -49,7 +49,7 @@ def in_container(sound: numpy.ndarray, layout: str, *, format: str, codec: str, 
 
 
 def wav_claiming(size: int) -> bytes:
-    """A second of 16-bit sound whose header claims `size` bytes."""
+    """A WAV file with one second of 16-bit sound. The header of the file claims that the sound has `size` bytes."""
     data = bytearray(sound_file(tone(1), subtype="PCM_16"))
     struct.pack_into("<I", data, WAVE_HEADER - 4, size)
     return bytes(data)

@@ -1,5 +1,5 @@
-"""Opaque pictures of 8 bits in every format are decoded as by the reference's loader. Bad pictures are refused with the
-right error code.
+"""Opaque pictures of 8 bits in every format are decoded in the same way as by the reference's loader. Bad pictures are
+refused with the right error code.
 """
 
 import io

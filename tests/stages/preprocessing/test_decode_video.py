@@ -131,8 +131,8 @@ def test_sound_is_noticed() -> None:
 
 
 def of_jpegs(*pictures: bytes, format: str = "avi", width: int = 64, height: int = 48, empty: int = 0) -> bytes:
-    """A clip of these JPEG files that claims this size. If `empty` is not 0, a second stream has that many almost empty
-    packets.
+    """A clip of these JPEG files. The clip claims the size `width`×`height`. If `empty` is not 0, a second stream has
+    `empty` almost empty packets.
     """
     file = io.BytesIO()
     with av.open(file, "w", format=format) as container:

@@ -1,4 +1,4 @@
-"""Earlier answers of the model keep the ids that it has generated."""
+"""Earlier answers of the model keep the ids that the model has generated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A clip that is sent as pictures is converted to the same input as by the reference."""
+"""Our code and the reference convert a clip that is sent as pictures to the same input."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ def test_equals_the_reference(
 
 
 def test_frames_are_read_as_pictures_are(stage: Preprocessing, processor: Any, thinker: Any) -> None:
-    """The files are JPEGs of one size that a phone has marked to be turned."""
+    """The files are JPEGs of one size. Like pictures from phones, the files have a mark that the picture must be
+    turned.
+    """
     turned = Image.Exif()
     turned[0x0112] = 6
     files = [image_file(frame, "JPEG", quality=90, exif=turned) for frame in pictures(4)]

@@ -1,4 +1,6 @@
-"""A text that is to be read aloud becomes the reference's ids: the rows of the user's turn, and the words."""
+"""A text that is to be read aloud is converted to the ids of the reference's tokenizer: the ids of the turns before the
+text, and the ids of the text.
+"""
 
 from __future__ import annotations
 

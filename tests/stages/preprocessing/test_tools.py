@@ -37,7 +37,7 @@ WEATHER = {
 TIME = {"type": "function", "function": {"name": "get_time", "description": "", "parameters": {}}}
 NAME_ONLY = {"type": "function", "function": {"name": "f"}}
 
-# Messages in the form of the reference. The arguments of calls are objects.
+# Messages in the format of the reference. The arguments of calls are objects.
 CALL = {"name": "get_weather", "arguments": {"city": 'Köln "am" Rhein\n', "days": 1.5, "more": [None, True, {"a": []}]}}
 NO_ARGUMENTS = {"name": "get_time", "arguments": {}}
 CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {

@@ -21,9 +21,9 @@ BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
         ("chunked_prefil_size", "is not an SGLang server argument; did you mean chunked_prefill_size?"),
         ("skip_tokenizer_init", "is set by omni-pipeline and cannot be changed"),
         ("disable_prefill_cuda_graph", "is set by omni-pipeline and cannot be changed"),
-        ("tp_size", "has its own setting: the stage's tp_size"),
-        ("mem_fraction_static", "has its own setting: the stage's memory, or its options.mem_fraction_static"),
-        ("model_path", "has its own setting: --model-path"),
+        ("tp_size", "cannot be set here; use the stage's tp_size"),
+        ("mem_fraction_static", "cannot be set here; use the stage's memory or options.mem_fraction_static"),
+        ("model_path", "cannot be set here; use --model-path"),
     ],
 )
 def test_engine_option_that_is_not_the_operators_is_refused(name: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The tokens of constrained requests equal those of the reference with the same logits masked. The tokens of other
+"""The tokens of constrained requests equal the reference's tokens when the same logits are masked. The tokens of other
 requests in the same batch do not change.
 """
 

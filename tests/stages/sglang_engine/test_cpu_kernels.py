@@ -1,4 +1,4 @@
-"""The fast forms on a CPU give the results of the plain forms, for batches of all sizes."""
+"""The fast implementations for a CPU give the same results as plain implementations, for batches of all sizes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Quantised weights are dequantised correctly. The tests compare with a separate implementation of the packing, with
-libraries, and with a complete model.
+"""Quantised weights are dequantised correctly. The tests compare the results with a separate implementation of the
+packing, with libraries, and with a complete model.
 """
 
 from __future__ import annotations

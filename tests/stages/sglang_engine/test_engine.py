@@ -233,8 +233,8 @@ def test_norms_and_experts_write_into_their_inputs_as_on_a_gpu(engine: Engine, h
 def test_batches_are_padded_as_on_a_gpu(
     engine: Engine, habits: bool, prompts: list[torch.Tensor], truths: list[Greedy]
 ) -> None:
-    """Batches are padded only if the CUDA habits are on, because SGLang's own runner then fills the buffers of a
-    graph.
+    """If the CUDA habits are on, SGLang's own runner fills the buffers of a graph, and pads batches. If the CUDA habits
+    are off, batches are not padded.
     """
     if not habits:
         pytest.skip("one recording serves all sizes")
@@ -471,7 +471,7 @@ def test_a_held_request_waits_and_continues_with_the_same_tokens(
 def test_held_requests_give_their_memory_to_others(
     engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
 ) -> None:
-    """Held requests lose their memory when the others need it, and are computed again later."""
+    """Held requests lose their memory when other requests need this memory. The held requests are computed again later."""
     held = [generation(f"h{index}", prompts[2], max_tokens=60, ignore_eos=True) for index in range(4)]
     for one in held:
         engine.add(one)

@@ -1,4 +1,4 @@
-"""One wide row of logits is filtered as by `sampling_filters`, which sorts the whole row."""
+"""The filters for one wide row of logits give the same result as `sampling_filters`, which sorts the whole row."""
 
 from __future__ import annotations
 

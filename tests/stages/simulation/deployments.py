@@ -37,6 +37,8 @@ def replicas(number: int) -> dict[str, Any]:
 
 
 def own_gpus() -> dict[str, Any]:
-    """Settings that put thinker, talker, code predictor and vocoder on a GPU each. Their steps have published times."""
+    """Settings that give the thinker, the talker, the code predictor and the vocoder a separate GPU each. The times of
+    these stages' steps are published.
+    """
     names = ("thinker", "talker_ar", "code_predictor", "code2wav")
     return {"stages": {name: {"gpus": [index]} for index, name in enumerate(names)}}

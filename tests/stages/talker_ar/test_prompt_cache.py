@@ -29,7 +29,8 @@ PAGE = 4
 TEXT = [3, 4, 5, 6]
 OPENING = 3  # the tokens that open the assistant's turn
 
-# In the second form, several prompts are computed together, and memory is managed in pages.
+# Settings of the engine. With the settings `in pages`, several prompts are computed together, and memory is managed in
+# pages.
 ENGINES = {
     "": {},
     "in pages": {"page_size": PAGE, "prefill_max_requests": 8},
@@ -95,7 +96,7 @@ class Speaking(Ring):
         return self.run()["spoken"]
 
     def cached(self) -> int:
-        """Rows of all prompts that have been found in the prefix cache."""
+        """Number of rows, in all prompts so far, that were found in the prefix cache."""
         return int(self.talker.stats()["prompt_tokens_cached"])
 
     def speak_and_count(self, talk: Talk, text: list[int] = TEXT) -> tuple[list[int], int]:

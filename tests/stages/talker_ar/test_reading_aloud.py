@@ -24,8 +24,8 @@ class Reader(Ring):
     """Drives the stage with texts that are read aloud.
 
     Attributes:
-        pauses: For each message with which an utterance asks to continue: the name of the utterance.
-        starts: For each message with which an utterance begins at the predictor: the name of the utterance.
+        pauses: Names of utterances: one name for each message with which an utterance asks to continue.
+        starts: Names of utterances: one name for each message with which an utterance begins at the predictor.
         read: For each utterance that has ended, the number of its text tokens.
     """
 

@@ -1,5 +1,5 @@
-"""The talker gets each token of a text that is spoken, as soon as this is certain, and finally the end of the text. A
-request for several choices gets several texts, for which its prompt is computed once.
+"""The talker gets each spoken token of a text as soon as it is certain that the token is spoken. Finally, the talker
+gets the end of the text. A request for several choices gets several texts, but its prompt is computed only once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MOST_CHOICES = 16
 
 
 class Writers:
-    """Drives a thinker together with the decode stage that gets its tokens.
+    """Drives a thinker together with the stage `decode`, which gets the thinker's tokens.
 
     Attributes:
         text: The text of choice 0 that clients have got, by request.
@@ -109,7 +109,7 @@ class Writers:
         self._stages["thinker"].receive(Start(name, "mm_aggregate", "thinker", request))
 
     def words(self, name: str) -> list[int]:
-        """All ids of an answer that the talker got."""
+        """All ids that the talker has got for one answer."""
         return [token for ids in self.told[name] for token in ids]
 
     def run(self) -> Writers:

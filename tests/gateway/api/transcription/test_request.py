@@ -109,7 +109,8 @@ def test_the_file_and_the_task_are_those_of_the_form(kind: type[TranscriptReques
     assert task.recording.at_once == Limits().recording_pieces
 
 
-# For each wrong form: its fields, the code of the error, the field that it names, and a part of the message.
+# For each wrong form: the fields of the form, the code of the error, the field that the error names, and a part of the
+# message.
 WRONG = {
     "an unknown field": ({"langage": "en"}, "unknown_parameter", "langage", "did you mean 'language'"),
     "an unlike field": ({"x": "1"}, "unknown_parameter", "x", "known: chunking_strategy, file"),
@@ -153,7 +154,7 @@ WRONG = {
     "little frequency": ({"frequency_penalty": "-3"}, "invalid_value", "frequency_penalty", ">= -2"),
     "no tokens": ({"max_tokens": "0"}, "invalid_value", "max_tokens", ">= 1"),
     "two limits": ({"max_tokens": "1", "max_completion_tokens": "2"}, "invalid_value", "max_completion_tokens",
-                   "differs from 'max_tokens'"),
+                   "differs from the value of 'max_tokens'"),
     "a long language": ({"language": "x" * (LONGEST_LANGUAGE + 1)}, "invalid_value", "language", "length <= 64"),
     "a prompt that is not text": ({"prompt": b"\xff"}, "invalid_value", "prompt", "not UTF-8 (byte 0)"),
     "a model that is not text": ({"model": b"a\x80"}, "invalid_value", "model", "not UTF-8 (byte 1)"),

@@ -1,4 +1,4 @@
-"""Talkers measure a scripted server of the realtime API, whose times are known."""
+"""The bench's talkers (simulated users) measure a scripted server of the realtime API. The server's times are known."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class ScriptedTalker:
     Attributes:
         pause: Seconds between the chunks of an answer.
         beta: Whether to use the event names of the API's beta version.
-        fault: A dictionary is the error that is sent for each turn instead of an answer; if it is empty, nothing is
-            sent. A string is the status of each response, which then has no chunks.
+        fault: If this is a dictionary, it is the error that is sent for each turn instead of an answer. If the
+            dictionary is empty, nothing is sent. If `fault` is a string, it is the status of each response, and the
+            responses have no chunks.
     """
 
     def __init__(self, *, chunks: int = 5, pause: float = 0.01, beta: bool = False, fault: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""Streams are resampled as well as by a good resampler. The result does not depend on the lengths of the chunks."""
+"""Our resampler for streams is as good as the library soxr. The result does not depend on the lengths of the chunks."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_speech_or_an_answer_ends_the_idle_time() -> None:
 
 
 def waits(eagerness: Eagerness, *before: tuple[float, int]) -> int:
-    """The silence after speech that ends the turn, in ms."""
+    """The length of the silence after which a turn ends, in ms."""
     tracker = TurnTracker(SemanticVad(eagerness=eagerness))
     follow(tracker, *before)
     found = times(tracker, (QUIET, 400))

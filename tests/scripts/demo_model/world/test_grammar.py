@@ -1,4 +1,4 @@
-"""The questions and answers of the demo model's world are right, and the same for the same seed."""
+"""The questions and answers of the demo model's world are right. The same seed gives the same questions and answers."""
 
 from random import Random
 
