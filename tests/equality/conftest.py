@@ -1,4 +1,4 @@
-"""Provides fixtures of the equality tests: the media, and a directory with the media. Servers may read this directory."""
+"""Provides fixtures of the equality tests: the media, and a directory of media that servers may read."""
 
 from __future__ import annotations
 

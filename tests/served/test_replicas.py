@@ -69,7 +69,7 @@ def pipelines(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def thinkers(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
-    """A server with two thinkers. It chooses a thinker for each request by the contents of the thinkers' prefix caches."""
+    """A server with two thinkers. It chooses a request's thinker by the contents of their prefix caches."""
     config = fused() | {"groups": {"thinker": {"replicas": 2}}}
     config["stages"]["thinker"] = {"worker": "thinker"}
     with Server(tiny_checkpoint, repository, config) as server:
@@ -188,7 +188,7 @@ def test_conversations_find_more_of_their_prompts_in_the_caches_than_without_com
 
 
 async def test_the_responses_of_a_session_stay_at_one_thinker(thinkers: Server, data: Path) -> None:
-    """The prefix cache of a session's thinker also has the ids that this thinker has generated for earlier responses."""
+    """The prefix cache of a session's thinker also contains the ids of earlier responses."""
     sound = sound_of_file(data / "query_to_cars.wav")
     async with talking(thinkers.url) as ann, talking(thinkers.url) as bob, talking(thinkers.url) as eve:
         known = {}

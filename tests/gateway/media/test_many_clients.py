@@ -198,7 +198,7 @@ async def test_silent_name_servers_of_one_client_do_not_stop_another(site, monke
 
 
 async def test_slow_files_of_one_client_do_not_stop_the_media_of_another(monkeypatch, stuck, tmp_path):
-    """The slow files behave like files on a disk that does not answer: a call that opens a slow file blocks its thread."""
+    """Opening a slow file blocks the thread, as if the disk did not answer."""
     (tmp_path / "good.png").write_bytes(b"picture")
     really = LocalFiles._inside
 

@@ -1,4 +1,4 @@
-"""Tests who may open a realtime session, which event names and sound formats a session may have, and how sessions end."""
+"""Tests who may open a realtime session, its event names and sound formats, and how sessions end."""
 
 from __future__ import annotations
 

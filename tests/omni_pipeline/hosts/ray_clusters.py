@@ -111,7 +111,6 @@ def ray_cluster(port: int | None = None, **settings: str) -> Iterator[RayCluster
         settings: Environment variables in addition to `SETTINGS`.
     """
     directory = Path(tempfile.mkdtemp(prefix="omni-r-"))
-    before = set(psutil.pids())
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (SETTINGS | settings).items():
             patch.setenv(name, value)
@@ -123,23 +122,27 @@ def ray_cluster(port: int | None = None, **settings: str) -> Iterator[RayCluster
         finally:
             cluster.close()
             shutil.rmtree(directory)
-    started = [pid for pid in psutil.pids() if pid not in before and _is_rays(pid)]
+    started = [pid for pid in psutil.pids() if _is_rays(pid, directory)]
     assert started == []
 
 
-def _is_rays(pid: int) -> bool:
+def _is_rays(pid: int, directory: Path) -> bool:
+    """Whether the process is a raylet of the cluster in `directory`. Other programs may run clusters of their own."""
     with contextlib.suppress(psutil.Error):
-        return "raylet" in " ".join(psutil.Process(pid).cmdline())
+        process = psutil.Process(pid)
+        return "raylet" in " ".join(process.cmdline()) and process.environ().get("RAY_TMPDIR") == str(directory)
     return False
 
 
 def agents() -> dict[int, psutil.Process]:
-    """The agents that Ray has started, by process id."""
+    """The agents that Ray has started in the cluster of this test, by process id."""
     found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             parent = process.parent()
-            if parent is not None and "ray::Keeper" in " ".join(parent.cmdline()):
+            if parent is None or parent.environ().get("RAY_TMPDIR") != os.environ["RAY_TMPDIR"]:
+                continue
+            if "ray::Keeper" in " ".join(parent.cmdline()):
                 found[process.pid] = process
     return found
 

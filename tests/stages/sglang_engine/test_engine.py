@@ -471,7 +471,7 @@ def test_a_held_request_waits_and_continues_with_the_same_tokens(
 def test_held_requests_give_their_memory_to_others(
     engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
 ) -> None:
-    """Held requests lose their memory when other requests need this memory. The held requests are computed again later."""
+    """Held requests lose their memory when other requests need it. They are computed again later."""
     held = [generation(f"h{index}", prompts[2], max_tokens=60, ignore_eos=True) for index in range(4)]
     for one in held:
         engine.add(one)
