@@ -169,7 +169,7 @@ def deployments(options: argparse.Namespace) -> Iterator[Deployment]:
 
 
 def measure(deployment: Deployment, options: argparse.Namespace) -> Iterator[tuple[int, Measured]]:
-    """Start a real server, and measure each number of streams."""
+    """Start a real server, and measure it under each load. A load is a number of simultaneous streams."""
     settings = [f"stages.{stage}.options.slow={options.slow}" for stage in PACED]
     if options.batch:
         settings.append(f"stages.talker_ar.options.max_running_requests={options.batch}")

@@ -146,9 +146,12 @@ def check(request: ChatCompletionRequest) -> None:
     grammar_of(request)
     template = request.chat_template_kwargs or schema.TemplateOptions()
     if template.add_generation_prompt is False:
-        raise unsupported("chat_template_kwargs.add_generation_prompt", "the model always begins a new answer")
+        raise unsupported(
+            "chat_template_kwargs.add_generation_prompt",
+            "the server always adds the start of an answer to the prompt",
+        )
     if template.continue_final_message:
-        raise unsupported("chat_template_kwargs.continue_final_message", "the model always begins a new answer")
+        raise unsupported("chat_template_kwargs.continue_final_message", "the server cannot continue an earlier answer")
 
 
 def _check_output(request: ChatCompletionRequest) -> None:

@@ -63,12 +63,11 @@ class Comparison(Struct):
     Attributes:
         rounds: Number of rounds in which every answer was complete. Only these rounds count.
         reference_seconds: Time that the reference needs for one request.
-        total_ratio: Median over rounds of a ratio of two times. The first is the time until the reference has answered
-            all requests of the round. The second is the time until the server has answered all requests of the round.
-        first_text_ratio, first_audio_ratio: Median over rounds of a ratio of two times. The first is the median wait
-            for an answer of the reference. The reference answers the requests of a round one after the other, and
-            returns only complete answers. The second is the median wait for the first text, or the first sound, of an
-            answer of the server.
+        total_ratio: Time until the reference has answered all requests of a round, divided by the time that the server
+            needs for the same requests. Median over rounds.
+        first_text_ratio, first_audio_ratio: Median wait for an answer of the reference, divided by the median wait for
+            the first text (the first sound) of an answer of the server. Median over rounds. The reference answers the
+            requests of a round one after the other, and returns only complete answers.
         reference_wrong_length: Number of the reference's answers that differ from the requested length.
     """
 

@@ -229,7 +229,7 @@ def _awq(source: Mapping[str, Any], part: str) -> Quantization:
     if str(source.get("version", "gemm")).lower() != "gemm":
         raise _refusal(f"AWQ version {source['version']!r}", "SGLang reads only the version 'gemm'")
     if not source.get("zero_point", True):
-        raise _refusal("AWQ with zero_point false", "SGLang has kernels only for AWQ with zero points")
+        raise _refusal("AWQ with 'zero_point': false", "SGLang has kernels only for AWQ with zero points")
     return Quantization(
         part=part,
         form=Form.AWQ,
@@ -367,7 +367,7 @@ def _four_or_eight(bits: Any, form: str) -> int:
 
 def _eight(bits: int) -> int:
     if bits != 8:
-        raise _refusal(f"float weights of {bits} bits", "use 8 bits")
+        raise _refusal(f"floating-point weights with {bits} bits", "only 8 bits are supported")
     return bits
 
 

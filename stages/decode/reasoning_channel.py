@@ -123,7 +123,7 @@ class ReasoningSplitter:
         self._cover(parts, length, self._held[:length])
 
     def _mark(self, parts: list[Part], length: int) -> None:
-        """Cover a marker at the beginning of the held characters."""
+        """Handle a marker, which is the first `length` held characters. It is neither spoken nor reasoning."""
         self._cover(parts, length, "")
 
     def _cover(self, parts: list[Part], length: int, reasoning: str) -> None:

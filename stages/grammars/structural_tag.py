@@ -204,7 +204,8 @@ class _Writer:
             raise ValueError(f"its formats are nested more than {DEPTH} levels deep")
         if isinstance(part, AnyText | TriggeredTags) and not last:
             raise ValueError(
-                f"'{part.__struct_config__.tag}' must be the last format, or the last format in the content of a 'tag'"
+                f"'{part.__struct_config__.tag}' must be the last format, because nothing shows where it ends; inside "
+                "a 'tag', it must be the last format of the tag's content"
             )
 
         def inner(part: Format, *, last: bool = False) -> str:

@@ -62,7 +62,8 @@ class Texts:
     same tokens.
 
     Attributes:
-        changes: For each token, the error of the best candidate's lead over the second-best candidate.
+        changes: An error for each token: how much the distance between the log-probabilities of the likeliest and the
+            second-likeliest id differs from the reference's distance.
     """
 
     distances: Distances = field(default_factory=Distances)

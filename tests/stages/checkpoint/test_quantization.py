@@ -112,7 +112,7 @@ def test_a_part_may_have_a_section_of_its_own_that_names_its_modules_without_it(
         ({"quant_method": "newest"}, "'newest', which cannot be served: use one of fp8, awq, gptq, auto-round, compr"),
         ({"bits": 4}, "specifies quant_method ''"),
         (AWQ | {"bits": 3}, "AWQ with 3 bits, which cannot be served: SGLang has AWQ kernels for 4 bits"),
-        (AWQ | {"zero_point": False}, "AWQ with zero_point false"),
+        (AWQ | {"zero_point": False}, "AWQ with 'zero_point': false"),
         (AWQ | {"version": "gemv"}, "AWQ version 'gemv'"),
         (AWQ | {"group_size": -1}, "group_size -1"),
         (
