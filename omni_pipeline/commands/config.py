@@ -113,7 +113,7 @@ def check(settings: Settings, gpus: Gpus = None, hosts: Hosts = None) -> None:
 
 @app.command("list")
 def list_layouts(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of name, purpose and path.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with the name, purpose and path of each layout.")] = False,
 ) -> None:
     """Print the layouts that this package contains. For each layout, print its name for --config, its purpose and its
     file.

@@ -94,7 +94,7 @@ def read_laws(names: Sequence[str], model: SimulationModel) -> Laws:
     if all(_is_page(name) for name in names):
         return _of_pages(names, model)
     if len(names) > 1:
-        raise StartupError("--laws: several values are possible only if all of them are metrics pages.")
+        raise StartupError("--laws can be given several times only if each value is a metrics page.")
     [name] = names
     if name in model.law_sets:
         found = model.law_sets[name]

@@ -135,7 +135,7 @@ def test_the_items_of_the_vocoder_are_frames(tmp_path: Path) -> None:
     ("names", "reason"),
     [
         (["publishd"], "there is no file and no set of laws with this name"),
-        (["published", "published"], "several values are possible only if all of them are metrics pages"),
+        (["published", "published"], "can be given several times only if each value is a metrics page"),
         (["http://127.0.0.1:9/metrics"], "cannot read the metrics"),
         (["nowhere.prom"], "cannot read the metrics"),
     ],
