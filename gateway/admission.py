@@ -433,9 +433,9 @@ class Admission:
         return self._begun.pop(turn)
 
     def _join(self, line: _Queue, client: str, busy: Callable[[], OmniError]) -> Turn:
-        """Join a queue. If the queue is full, look for the client with the most requests in the queue. If this longest
-        client has at least two requests more than `client`, refuse the last request of the longest client to make room.
-        Otherwise, raise the OmniError (429) that `busy` returns.
+        """Join a queue. If the queue is full, look for the client with the most requests in the queue. If that client
+        has at least two requests more than `client`, refuse its last request to make room. Otherwise, raise the
+        OmniError (429) that `busy` returns.
         """
         if len(line) >= self._limits.queued:
             last = line.last_of_longest(than=client)

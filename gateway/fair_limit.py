@@ -12,17 +12,16 @@ _LITTLE = 256  # a client has little if it has at most this part of the limit, o
 class FairLimit:
     """A limit that clients share. There are two rules:
 
-    - A client may not hold more than the part of the limit that no client holds. This rule is checked when a client
-      takes more, and includes the places or bytes that the client wants to take. So the first client gets at most a
-      half of the limit, the next client a quarter, and so on. When clients give something back and take again, the
-      parts of all clients become more equal.
+    - When a client has taken places or bytes, it may not hold more than the part of the limit that is free afterwards.
+      So the first client gets at most a half of the limit, the next client a quarter, and so on. When clients give
+      something back and take again, the parts of all clients become more equal.
     - The last eighth of the limit is kept for clients that have little: at most 1/256 of the limit, or one place. So
       even if other clients use up seven eighths of the limit, there is room for 32 clients that need little. If the
       last eighth has fewer than 32 places, there is room for one client per place.
 
     Args:
         most: The limit.
-        halved: Whether the first rule applies. It is not needed for places for which clients wait in turn.
+        halved: Whether the first rule applies. If clients take turns in a queue for the places, the rule is not needed.
 
     Attributes:
         most: The limit. It may change.

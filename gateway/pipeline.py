@@ -1,5 +1,5 @@
-"""Declares the interface of a pipeline for the gateway. `omni_pipeline.supervision.pipeline.Supervisor` implements
-it.
+"""Declares the interface through which the gateway uses a pipeline. The class
+`omni_pipeline.supervision.pipeline.Supervisor` implements this interface.
 """
 
 from __future__ import annotations

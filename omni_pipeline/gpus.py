@@ -32,7 +32,8 @@ _REPORTED = {
     ("RTX3090", "24"): 24576,
 }
 
-# Compute capabilities. The value of each capability lists words that occur in the names or descriptions of its cards.
+# Maps each compute capability to words. Each word occurs in the names or descriptions of cards that have this
+# capability.
 _CAPABILITIES = {
     (7, 0): ("V100",),
     (7, 5): ("T4", "RTX 2080", "RTX 8000"),
@@ -97,8 +98,8 @@ class _Listed(Struct, Generic[Answer], frozen=True):
 
     Attributes:
         names: The entries with which ``CUDA_VISIBLE_DEVICES`` can select the card or instance. `Gpu.device` comes
-            first. ``CUDA_VISIBLE_DEVICES`` must contain an index completely. For any other entry, a prefix is
-            sufficient.
+            first. In ``CUDA_VISIBLE_DEVICES``, an index must be complete. Any other entry may be shortened to its
+            beginning.
         instances: Ids of the MIG instances of a card that MIG divides; None for any other card. Programs can run on the
             instances, but not on the divided card itself.
         answer: NVML's answer to the argument `question` of `_each_gpu`; None for a divided card.

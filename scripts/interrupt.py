@@ -139,7 +139,9 @@ class Session:
         await self.until("conversation.item.truncated")
 
     async def _until_cancel_is_answered(self) -> None:
-        """Wait until the buffer is cleared. Ignore the error for a `response.cancel` that came after the response."""
+        """Wait until the server has cleared the input audio buffer. Ignore the error that the server sends if
+        `response.cancel` arrived after the end of the response.
+        """
         while True:
             event = await self.until("error", "input_audio_buffer.cleared")
             if event["type"] == "input_audio_buffer.cleared":

@@ -4,9 +4,9 @@
     python scripts/judge_schemas.py --url http://127.0.0.1:8008 --schemas 500
 
 Every second answer is greedy, and the others are sampled. With `--tools`, each schema describes the arguments of a
-strict tool that the model must call. The exit status is 1 if a schema was refused. It is also 1 if an answer that was
-not cut off is not JSON or does not conform to its schema. With `--first-use`, the script measures how much longer the
-first token takes when a schema is new.
+strict tool that the model must call. The exit status is 1 if a schema was refused, or if an answer is invalid. An
+answer is invalid if it is not JSON, or does not conform to its schema. Answers that were cut off do not count as
+invalid. With `--first-use`, the script measures how much longer the first token takes when a schema is new.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Verdict:
 
 
 def judge(url: str, number: int, tokens: int, *, tools: bool = False) -> Verdict:
-    """Ask for an answer, or for the arguments of a tool, that conform to a random schema, and validate them."""
+    """Ask for JSON that conforms to a random schema, and validate this JSON. The JSON is the answer itself or, with
+    `tools`, the arguments of a tool.
+    """
     schema = random_schema(random.Random(number))
     body = {
         "messages": [{"role": "user", "content": f"Describe thing {number} in JSON."}],

@@ -5,11 +5,11 @@
     python scripts/judge_simulation.py --model-path checkpoints/nano
 
 A law gives the time of a step on a GPU. The real server runs with the stages of `step_law`: the gateway, the workers,
-the messages and the orders of work are those of the server, and each step *sleeps* for as long as its law says. The
-simulation gets the same laws, layout and load. The only measured value that it gets is the number of prompt tokens. All
-times of the laws are multiplied by --slow, so that the cores are not the bottleneck. The script needs a machine without
-other load. Column *late* shows the share of steps that took longer than their law says, because of the CPU. If this
-share is large, the measurement says nothing about GPUs.
+the messages and the order of the work are the server's own, and each step *sleeps*, so that it takes as long as on a
+GPU. The simulation gets the same laws, layout and load. The only measured value that it gets is the number of prompt
+tokens. All times of the laws are multiplied by --slow, so that the cores are not the bottleneck. The script needs a
+machine without other load. The column *late* shows the share of late steps. A step is late if the CPU needs more time
+for the step than its law gives. If this share is large, the measurement says nothing about GPUs.
 
 The script prints a row for each deployment and number of streams. The row has the prediction, the measurement and their
 ratio for four values: the answers per second, and the mean times to the first text, to the first sound and to the end
@@ -92,7 +92,7 @@ class Measured(Struct, frozen=True):
     """The measured values of the real server.
 
     Attributes:
-        late: Share of the steps that took longer than the law says.
+        late: Share of the steps for which the CPU needed more time than the law gives.
         prompt_tokens: Mean number of tokens of a prompt.
     """
 

@@ -6,8 +6,9 @@
 Two processes run on this machine. The first process sends a message, and the second process sends it back. A *hop* is
 half of the time until the message is back. There are three transports: ipc, which connects processes of one host; TCP;
 and TCP with CURVE, which connects hosts. The processes use all transports in turn, so that other load on the machine
-affects each transport equally. The script prints the median and the fastest hop, and the ratio of the median to that of
-ipc. There is no network between the processes. Between real hosts, a hop also includes the time on the network.
+affects each transport equally. For each transport, the script prints the median hop, the fastest hop, and the ratio of
+the median hop to the median hop of ipc. There is no network between the processes. Between real hosts, a hop also
+includes the time on the network.
 
 The exit status is 1 if the median hop of a small message over TCP with CURVE takes more than 150 µs.
 """

@@ -10,8 +10,8 @@ one server answers, the others are idle. For each scenario and server, the scrip
 
 - the mean time for all answers of a round, over the faster half of the rounds, because other programs hardly disturb
     these rounds
-- the ratio of this time to that of the plain server
-- the ratio of the server's CPU time to that of the plain server, for all processes and rounds, including their work
+- this mean time, divided by the mean time of the plain server
+- the server's CPU time, divided by the CPU time of the plain server, for all processes and rounds, including the work
     after the answers
 """
 

@@ -28,7 +28,7 @@ from msgspec import Struct
 from step_law.server import server_by_law
 
 LEAST = {2: 1.9, 4: 3.6}
-"""For each number of replicas, the minimum factor by which the throughput must grow."""
+"""The throughput must grow by at least these factors. The keys are the numbers of replicas."""
 
 MOST_LOSS = 0.05
 """The maximum share of its throughput that a single stream may lose with replicas."""
@@ -71,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(replicas: int, options: argparse.Namespace) -> Measured:
     """Start a server with this number of replicas, and measure one stream and enough streams for all replicas."""
-    # Even the talkers of the server with the most replicas work on fewer utterances at a time than there are streams.
-    # While the talkers work on these utterances, the thinker can generate the text of the next answers.
+    # There are more streams than utterances on which all talkers together can work at a time, even with the most
+    # replicas. While the talkers work on some utterances, the thinker can generate the text of the next answers.
     streams = round(options.queue * options.batch * max(options.replicas))
     settings = [f"stages.{stage}.options.slow={options.slow}" for stage in ("talker_ar", "code_predictor", "code2wav")]
     settings.append(f"stages.talker_ar.options.max_running_requests={options.batch}")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Measures how many streams play without a gap, if each step takes as long as it takes on a GPU. Four different servers
-are measured.
+"""Measures how many streams play without a gap, if each step takes the same time as on a GPU. The script measures four
+different servers.
 
     python scripts/make_tiny_checkpoint.py --out checkpoints/nano --preset nano
     python scripts/measure_step_law.py --model-path checkpoints/nano
@@ -10,8 +10,8 @@ with these laws can show. There are two layouts: `split` (the thinker on one GPU
 `colocated` (everything in one process on one GPU). Each layout is measured twice: with work in the order of arrival,
 and with work in the order in which listeners need it (`just_in_time`). `sgl-omni bench --capacity` searches for the
 largest number of streams that play without a gap. Then this number of streams is measured once more, to see which
-processes use the CPU. If many steps took longer than their laws say (*late* steps), the CPU limits the server, and the
-result says nothing about GPUs.
+processes use the CPU. A step is *late* if the CPU needs more time for the step than its law gives. If many steps are
+late, the CPU limits the server, and the result says nothing about GPUs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Measured(Struct, frozen=True):
         capacity: The value `capacity` in the bench's JSON.
         main, workers, client: The number of cores that the main process, all workers, and the bench keep busy on
             average when the number of streams is the capacity.
-        late: Share of the steps that took longer than the law says, because of the CPU.
+        late: Share of the steps for which the CPU needed more time than the law gives.
     """
 
     layout: str

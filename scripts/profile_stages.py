@@ -1,12 +1,13 @@
-"""Shows for what a server uses CPU time: for each process of the server, the CPU time of each kind of work.
+"""Shows how much CPU time each process of a server uses for each kind of work.
 
     python scripts/profile_stages.py --model-path demo/qwen3-omni-demo --streams 1 --streams 8 --streams 32
 
 The script starts a server with one process for each stage, and `sgl-omni bench` sends it requests without a pause.
 First, the script reads the CPU time of each process over --seconds. Then py-spy (a package that SGLang requires) takes
 samples of the stacks of the busy processes. While py-spy reads a stack, the process is stopped. So py-spy takes the
-samples of one process after the other. The kind of a sample is decided by its innermost function that matches a pattern
-of `KINDS`. The printed tables are Markdown. Their unit is milliseconds of CPU time per second.
+samples of one process after the other. For each sample, the script looks for the innermost function that matches a
+pattern in `KINDS`. The sample gets the kind of this pattern. The printed tables are Markdown. Their unit is
+milliseconds of CPU time per second.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python scripts/soak.py --model-path checkpoints/tiny --seconds 1800
 
-The script starts a server with short queues on the loopback interface. First it measures the rate of answers while some
-clients send requests of all kinds, each client one request after the other. The option --clients sets the number of
-these clients. The *sustainable* rate is a share of the measured rate. The option --load sets this share. Then it sends
-requests at the sustainable rate, and then at twice this rate, whether or not the answers keep up. Before these two
-phases, other clients connect and leave, ten at a time. The option --disconnects sets their number. The clients leave at
-many different moments of a request. The script checks these promises:
+The script starts a server with short queues on the loopback interface. First, many clients connect and leave, ten at a
+time, at many different moments of a request. The option --disconnects sets the number of these clients. Second, other
+clients send requests of all kinds, and the script measures the rate of answers. Each of these clients sends one request
+after the other. The option --clients sets the number of these clients. The *sustainable* rate is a share of the
+measured rate. The option --load sets this share. Last, the script sends requests at the sustainable rate, and then at
+twice this rate, whether or not the answers keep up. The script checks these promises:
 
 - There are no errors at the sustainable rate, and no errors except 429s at twice that rate.
 - After the warm-up, memory does not grow by more than the option --growth allows.

@@ -25,6 +25,6 @@ def enabled() -> bool:
     if value not in ("", "0", "1"):
         raise StartupError(
             f"{VARIABLE} is {value!r}, but it must be 0 or 1. With 1, code on the CPU reuses and overwrites memory as "
-            "CUDA code does. With 0, it does not."
+            "CUDA code does. With 0, code on the CPU does not do this."
         )
     return value == "1"

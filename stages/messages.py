@@ -582,8 +582,8 @@ class DecodeStart(Struct, tag="decode_start"):
     the first token.
 
     `cached_tokens` counts the prompt tokens that were found in the prefix cache. If `awaited` is set, the thinker waits
-    for reports from the stage `decode`. The reports state which tokens are spoken. This is reported for each token as
-    soon as it is certain.
+    for reports from the stage `decode`. The reports state which tokens are spoken. The stage `decode` reports a token
+    as soon as it is certain whether the token is spoken.
     """
 
     prompt_tokens: int
@@ -601,8 +601,8 @@ class IdLogprob(Struct, array_like=True):
 
 
 class Tokens(Struct, tag="tokens"):
-    """Newly generated ids of one choice. If the client has asked for them, each id comes with its log-probability and
-    the best alternatives.
+    """Newly generated ids of one choice. If the client has asked for log-probabilities, each id comes with its
+    log-probability and the best alternatives.
     """
 
     ids: list[int]
@@ -755,7 +755,7 @@ class TalkerPrompt(Struct, tag="talker_prompt"):
     media_ids: Tensor | None = None
 
 
-# After a `TalkerPrompt`, the thinker sends `Tokens` as they are generated, and then `Finished`.
+# After a `TalkerPrompt`, the thinker sends each token as soon as it is generated (`Tokens`). `Finished` is last.
 
 
 # --- preprocessing → talker_ar ----------------------------------------------------------------------------------------

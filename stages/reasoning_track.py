@@ -1,5 +1,5 @@
-"""Tracks by token ids whether an answer is still in its reasoning. The sampler and the stage decode both use this
-module, because they must agree on the end of the reasoning.
+"""Finds out from the token ids of an answer whether the answer is still in its reasoning. The sampler and the stage
+`decode` both use this module, because they must agree on the end of the reasoning.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class ReasoningTrack:
 
     @property
     def pending(self) -> bool:
-        """Whether it is not known yet if the answer has any reasoning. The first token of the answer, which comes next,
-        will show this.
+        """True before the first token of the answer, if the answer does not begin inside the reasoning. The first token
+        will show whether the answer has any reasoning.
         """
         return not self._read and not self.open
 

@@ -40,7 +40,7 @@ _PREPARING = QWEN3_OMNI.text_stages - _WRITING - frozenset(_ENCODERS.values())
 _CUTTING = _end(messages.RecordingCut)
 
 TRANSCRIPT = Route(_PREPARING | {_ENCODERS["audio"]}, {TEXT: AnswerStream(_WRITING)})
-"""The stages that each piece of a recording passes through. One of them, preprocessing, also keeps the recording."""
+"""The stages that each piece of a recording passes through. The stage `preprocessing` also keeps the recording."""
 
 
 def route(request: EntryRequest) -> Route:
@@ -57,7 +57,7 @@ def route(request: EntryRequest) -> Route:
 
 
 def _reading() -> Route:
-    """The route of a text that is read aloud: the entry stage sends it to the talker.
+    """The route of a text that is read aloud. The entry stage sends the text to the talker.
 
     The route needs the entry stage only until the first sound has arrived. By then, the entry stage's stream to the
     talker has begun, and the talker's worker notices if this stream breaks off.

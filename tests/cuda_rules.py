@@ -2,9 +2,9 @@
 
 `CudaRules` is a dispatch mode. A tensor on ``cuda`` is one of torch's FakeTensors: it has a shape, a type and a device,
 but no values. Tensors on the CPU are computed as usual. An operation that CUDA refuses fails at once, for example an
-operation over two devices or with a wrong shape. A type promotion fails too, unless an argument allows it. A copy
-between host and device may make the host wait for the device, or the device for the host. So each copy is counted under
-the name of the function that caused the copy.
+operation over two devices or with a wrong shape. A type promotion fails too, unless an argument allows it. If data are
+copied between host and device, the host may have to wait for the device, or the device may have to wait for the host.
+So each copy is counted under the name of the function that caused the copy.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class CudaRules(TorchDispatchMode):
     def __enter__(self) -> CudaRules:
         with contextlib.ExitStack() as undo:
             # With this setting, torch first makes tensors from lists on the CPU, and then moves them to the device.
-            # Modes do not see the first step, but they see the second step.
+            # A dispatch mode sees only the second step.
             undo.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
             torch._C._set_only_lift_cpu_tensors(True)
             undo.enter_context(mock.patch.object(torch.cuda, "_lazy_init", _nothing))
@@ -220,8 +220,8 @@ class CudaRules(TorchDispatchMode):
             return func(*args, **kwargs)
 
     def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Runs an operation that is a single operation only in inference mode: splits the operation into its parts, and
-        runs these parts.
+        """Runs the parts of a composed operation. In inference mode, torch does not split such an operation into its
+        parts, so this method splits it.
         """
         super().__enter__()
         try:

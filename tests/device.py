@@ -36,9 +36,9 @@ class Exactness(NamedTuple):
     embeddings: float
 
 
-# On CUDA, SGLang's Triton kernels multiply float32 numbers with ten bits of mantissa. The error is about 5e-4 for a
-# logit of size 10, times the number of layers. The values for CUDA are estimates with some margin: they have not been
-# measured yet. The limits for bfloat16 have been measured, and are in tests/rounding.
+# On CUDA, SGLang's Triton kernels multiply float32 numbers with ten bits of mantissa. In each layer, this adds
+# an error of about 5e-4 to a logit whose value is about 10. The values for CUDA are estimates with some margin: they
+# have not been measured yet. The limits for bfloat16 have been measured, and are in tests/rounding.
 _EXACTNESS = {"cpu": Exactness(1e-4, 1e-4, 1e-5), "cuda": Exactness(2e-2, 2e-3, 5e-3)}
 EXACTNESS = _EXACTNESS[DEVICE]
 

@@ -52,7 +52,7 @@ def quantise(source: Path, target: Path, truth: Path, forms: Mapping[str, str]) 
 
     Args:
         forms: Names from `RECIPES` for ``thinker`` and ``talker``. A model that is not listed keeps its precision. If
-            the two forms differ, each model has its own section in ``config.json``.
+            the two models have different formats, each model has its own section in ``config.json``.
     """
     for directory in (target, truth):
         shutil.copytree(source, directory)

@@ -24,8 +24,8 @@ from tests.device import EXACTNESS
 
 SAMPLE_RATE = 16_000
 
-# If the difference of two logits is smaller than this number, the logits may be in the opposite order in a batch of
-# another shape (see docs/architecture.md).
+# If two logits differ by less than this number, the smaller logit may become the larger one when the batch has another
+# shape (see docs/architecture.md).
 NEAR_TIE = EXACTNESS.near_tie
 
 # An id that no token has. If this id is set as the end of the text, no token ends the text.
@@ -194,7 +194,7 @@ def clip(path: str | Path) -> tuple[numpy.ndarray, float]:
 
 
 def differs(answer: list[int], truth: Greedy) -> int | None:
-    """Index of the first token where `answer` differs from the reference, or None if they are equal."""
+    """Index of the first token where `answer` differs from the reference's answer. None if both answers are equal."""
     for index, (ours, theirs) in enumerate(zip(answer, truth.ids, strict=False)):
         if ours != theirs:
             return index
@@ -223,8 +223,8 @@ class SpokenReference(Reference):
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(checkpoint, dtype)
-        # This attribute is missing in transformers 5.19.0, which needs it for sound together with images or clips (see
-        # docs/architecture.md).
+        # Transformers 5.19.0 does not set this attribute, but needs the attribute for sound together with images or
+        # clips (see docs/architecture.md).
         self.model.talker.config.audio_config = self.model.config.thinker_config.audio_config
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Finds the ids that a regular expression allows next, by trying every token. Tests compare masks with them."""
+"""Finds the ids that a regular expression allows next, by trying every token. Tests compare masks with these ids."""
 
 from __future__ import annotations
 

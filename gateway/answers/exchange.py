@@ -206,7 +206,7 @@ class Exchange:
         """Hand the request to the pipeline. The caller should drop its own reference to `body`, which holds the media.
 
         Args:
-            more: Stages that only the parts of the request need. See `submit_part`.
+            more: Further stages. The request itself does not need these stages, but its parts do. See `submit_part`.
 
         Raises:
             OmniError: 429 if the spoken answer cannot begin in time, if a stage is full, or if there is no room for all

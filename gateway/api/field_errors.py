@@ -72,8 +72,8 @@ class FieldErrors:
         return bad_request(message, param=param or None, code=code)
 
     def _known(self, param: str, what: str) -> str:
-        """The end of an error message. If `what` reports an unknown value, the result is a list of the known values for
-        the end of the message. Otherwise, the result is empty.
+        """The end of an error message: a list of the known values, if `what` reports an unknown value. Otherwise, the
+        result is empty.
         """
         if not what.startswith(("Invalid value", "Invalid enum value")):
             return ""

@@ -116,7 +116,7 @@ def openapi_document(*, with_keys: bool) -> Json:
 
 
 def _describe_answers(schemas: Json, kinds: Iterable[Any]) -> None:
-    """In the schemas of `kinds`, mark fields as required: the fields that every answer of the kind has."""
+    """In the schema of each struct in `kinds`, mark the fields that are in every answer as required."""
     for kind in kinds:
         if isinstance(kind, type) and kind.__name__ in schemas:
             schemas[kind.__name__]["required"] = _always_there(kind)

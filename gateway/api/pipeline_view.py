@@ -49,8 +49,8 @@ class StageView(Struct):
 
 
 class EdgeView(Struct):
-    """The number of messages and bytes per second from `source` to `target`. Each of them is the name of a stage, or
-    ``gateway``.
+    """The number of messages and bytes per second from `source` to `target`. `source` and `target` are names of stages,
+    or ``gateway``.
     """
 
     source: str

@@ -150,7 +150,7 @@ class AudioPiece(Struct):
 
 
 class AudioMetadata(Struct):
-    """Describes the `data` of a piece. `frame_count` counts PCM samples per channel, at the rate before compression."""
+    """Describes the `data` of a piece. `frame_count` is the number of PCM samples per channel before compression."""
 
     format: str
     sample_rate_hz: int

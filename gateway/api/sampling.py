@@ -99,8 +99,8 @@ def _own(request: ChatCompletionRequest) -> SamplingByStage:
 
 
 def _layered(default: Sampling, *layers: FrameSampling) -> Sampling:
-    """A copy of `default` in which the layers replace fields. If several layers set a field, the value in the first of
-    these layers applies. A field that no layer sets keeps its default.
+    """A copy of `default` with the fields that `layers` set. If several elements of `layers` set a field, the first of
+    these elements determines its value. A field that no element sets keeps its default.
 
     A `top_p` of 0 leaves only the most likely token, so it is the same as a temperature of 0.
     """

@@ -37,7 +37,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 # Options of content parts and of `mm_processor_kwargs` that would change the answer. The server refuses all these
-# options. The value is the reason.
+# options. Each key is the name of an option, and its value is the reason for the refusal.
 REFUSED_OPTIONS: dict[str, str] = {
     "file_id": "this server does not store files; send the file in 'file_data'",
     "min_frames": "use 'fps'",

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-# If doubling the streams multiplies the sound per second by at most this factor, the server is saturated.
+# If the number of streams is doubled, and the sound per second grows by at most this factor, the server is saturated.
 _GROWTH = 1.05
 # The search ends when the largest level that plays and the next larger level that fails are close: their difference is
 # 1 stream, or at most a twentieth (1 / `_RESOLUTION`) of the level that plays.
@@ -126,9 +126,8 @@ async def find_capacity(measure: Measure, *, share: float, most: int) -> Capacit
 
 
 async def _judge(measure: Measure, streams: int, share: float) -> Trial:
-    """Measure a level. If the level fails, find out whether a second measurement can change this result: assume that no
-    answer of the second measurement has a gap. If the level would play with both measurements together, measure the
-    level once more. The result then joins both measurements.
+    """Measure a level. If the level fails, but a second measurement without any gap could still make it play, measure
+    the level once more. The result then joins both measurements.
     """
     trial = await measure(streams)
     hopeful = Trial(streams, 2 * trial.answers, trial.gapless + trial.answers, 0.0)

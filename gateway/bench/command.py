@@ -23,9 +23,9 @@ _SERVER, _ASKED, _LOAD, _RESULT, _BASE = "Server", "Requests", "Load", "Results"
 _CAPACITY = "Gapless capacity"
 _TALK = "Conversations"
 _FRAMES = 60
-# The default of --gapless-share allows gaps in 1 % of the answers. A measurement has 50 answers. If one answer of a
-# measurement has gaps, that is 2 %, which is too many. If one of the 100 answers in two measurements has gaps, that is
-# 1 %, which is allowed.
+# The default of --gapless-share allows gaps in 1 % of the answers. In one measurement of 50 answers, a single answer
+# with gaps is already 2 %, so the level fails. In two measurements with 100 answers together, a single answer with gaps
+# is 1 %, so the level does not fail.
 _REQUESTS, _CAPACITY_REQUESTS = 32, 50
 _SHARE, _MOST = 0.99, 256
 _SILENCE_MS, _INTERRUPTED = 500, 0.25

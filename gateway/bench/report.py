@@ -55,19 +55,21 @@ class Round(Struct, frozen=True):
 
 
 class Comparison(Struct):
-    """A comparison of the server with the reference, by medians over rounds. In each round, the server answers first,
-    and the reference answers after the server.
+    """A comparison of the server with the reference. In each round, the server answers first, and the reference answers
+    after the server. The reference answers the requests of a round one after the other, and returns only complete
+    answers.
 
-    A ratio above 1 favours the server.
+    Each ratio is computed for every round. The field contains the median over the rounds. A ratio above 1 means that
+    the server is faster.
 
     Attributes:
         rounds: Number of rounds in which every answer was complete. Only these rounds count.
         reference_seconds: Time that the reference needs for one request.
         total_ratio: Time until the reference has answered all requests of a round, divided by the time that the server
-            needs for the same requests. Median over rounds.
-        first_text_ratio, first_audio_ratio: Median wait for an answer of the reference, divided by the median wait for
-            the first text (the first sound) of an answer of the server. Median over rounds. The reference answers the
-            requests of a round one after the other, and returns only complete answers.
+            needs for the same requests.
+        first_text_ratio: Wait for a complete answer of the reference, divided by the wait for the first text of the
+            server. Each wait is the median over the requests of the round.
+        first_audio_ratio: The same as `first_text_ratio`, but with the wait for the first sound of the server.
         reference_wrong_length: Number of the reference's answers that differ from the requested length.
     """
 
@@ -148,7 +150,7 @@ class Throughput(Struct, frozen=True):
 
 
 def summarise(scenario: Scenario, load: Load, timelines: Sequence[RequestTimes], seconds: float) -> LevelReport:
-    """The results of one load, during which requests were in progress for `seconds`."""
+    """The results of one load. `seconds` is the time during which requests were in progress."""
     done = [timeline for timeline in timelines if timeline.failure is None]
     spoken = [timeline for timeline in done if timeline.sounds]
     silences = [_underruns(timeline) for timeline in spoken]

@@ -155,8 +155,9 @@ def _data_url(medium: Medium) -> str:
 # Request fields that a server may refuse. Each entry explains which flag makes the bench send the field. Some entries
 # also explain how to avoid the field.
 _FLAGS = {
-    "ignore_eos": "is sent because lengths are fixed; with --natural the field is left out",
-    "talker_max_new_tokens": "is sent because of --audio-frames; without this flag and with --natural, it is not sent",
+    "ignore_eos": "is sent because the lengths of the answers are fixed; with --natural, the field is not sent",
+    "talker_max_new_tokens": "is sent because of --audio-frames or its default; with --natural and without "
+    "--audio-frames, the field is not sent",
     "max_tokens": "comes from --tokens",
     "modalities": "comes from --output",
     "audio": "is sent because of --output, --voice and --audio-format",

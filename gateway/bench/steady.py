@@ -71,7 +71,7 @@ class SteadyLevels:
         )
         self._progress.note(
             f"{Load(streams)}: {trial.gapless} of {trial.answers} answers without a gap, "
-            f"{trial.audio_seconds_per_second:.2f} s of audio/s"
+            f"{trial.audio_seconds_per_second:.2f} s of audio received per second"
         )
         return trial
 

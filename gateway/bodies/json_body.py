@@ -132,7 +132,7 @@ class JsonBody:
 
     def in_words_of_sender(self, message: str, longest: int) -> str:
         """Turns the decoder's message about the outline into a message about the body. In the result, every position is
-        a position in the body, and the beginning of the long string replaces each marker.
+        a position in the body. Instead of each marker, the result contains the beginning of the marker's long string.
 
         Args:
             longest: Number of bytes of a long string that the message may quote.

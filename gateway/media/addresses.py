@@ -20,7 +20,8 @@ from omni_pipeline.errors import OmniError, bad_request
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 
-# All addresses that do not belong to ordinary hosts on the public internet, from IANA's special-purpose registries.
+# All addresses that do not belong to ordinary hosts on the public internet. IANA's special-purpose registries list
+# these addresses.
 _REFUSED_V4 = tuple(
     IPv4Network(network)
     for network in (

@@ -35,7 +35,7 @@ class Names:
         self._threads = Threads("look up", MOST_LOOK_UPS)
 
     async def resolve(self, host: str, port: int, client: str) -> list[IPAddress]:
-        """Look up all addresses of `host`. Counts as work for `client`, because the threads are shared among clients.
-        Raises OSError.
+        """Look up all addresses of `host`. Clients share the threads, so the look-up counts towards the share of
+        `client`. Raises OSError.
         """
         return await self._threads.run(client, functools.partial(self._look_up, host, port), key=(host, port))

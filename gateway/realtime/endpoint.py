@@ -129,9 +129,9 @@ class Realtime:
                 ErrorInfo(
                     status=503,
                     message="The server cannot open another realtime session for you now: "
-                    f"{self._open.held} sessions are open ({self._open.held_by(request[CLIENT])} of them are yours), "
-                    f"and {self._open.free} more can be opened, but only for clients that have fewer sessions than "
-                    "you; try again in a moment.",
+                    f"{self._open.held} sessions are open, and {self._open.held_by(request[CLIENT])} of these sessions "
+                    f"are yours. The server keeps the remaining {self._open.free} sessions for clients that have fewer "
+                    "sessions than you. Try again in a moment.",
                     type="service_unavailable_error",
                     code="too_many_sessions",
                     retry_after=5,

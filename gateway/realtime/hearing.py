@@ -24,15 +24,15 @@ from omni_pipeline.errors import bad_request
 LEAST_COMMIT_MS = 100
 """Shortest sound that a client may commit, in milliseconds."""
 
-# The audio tower computes a sound in windows. In the released models, this number of samples is one window or a
-# multiple of a window.
+# The audio tower divides a sound into windows and computes each window separately. In the released models, this number
+# of samples is one window or a multiple of a window.
 _WINDOW_SAMPLES = 8 * HEARD_RATE
 # The features of a window also depend on the next `_AFTER_WINDOW` samples after the window. An analysis window is 25 ms
 # long, and a hop is 10 ms long. Half of an analysis window is 2.5 ms longer than a hop, and 2.5 ms are 40 samples.
 _AFTER_WINDOW = 40
 
-# Length of the latest sound that is kept while nobody speaks. This length is enough for the longest prefix padding,
-# followed by the speech that the detection needs until it reports that speech has begun.
+# Length of the latest sound that is kept while nobody speaks. The voice detection reports the beginning of speech with
+# a delay. So the kept sound must contain the longest prefix padding, and the speech that arrives during this delay.
 _KEPT_MS = 6_000
 # Largest number of bytes in the buffer for one byte of the client's sound. G.711 has 8 bits at 8 kHz; the buffer has
 # 16 bits at 16 kHz.

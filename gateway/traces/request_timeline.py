@@ -129,8 +129,8 @@ class Traced(Timeline):
         client: The client that sent the request.
         asked: Whether the client has asked the server to keep the timeline, so that the client can fetch it.
         budget: Counts the spans that the timeline keeps.
-        following: Called when an id of the request, or of a part of the request, in the pipeline is known. The
-            arguments are this timeline and the id.
+        following: Called when the pipeline's id of the request, or of a part of the request, is known. The arguments
+            are this timeline and the id.
         ending: Called with this timeline when the request has ended.
 
     Attributes:

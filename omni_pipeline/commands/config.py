@@ -113,7 +113,9 @@ def check(settings: Settings, gpus: Gpus = None, hosts: Hosts = None) -> None:
 
 @app.command("list")
 def list_layouts(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with the name, purpose and path of each layout.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the name, purpose and path of each layout as JSON.")
+    ] = False,
 ) -> None:
     """Print the layouts that this package contains. For each layout, print its name for --config, its purpose and its
     file.
@@ -190,7 +192,9 @@ def describe_workers(deployment: Deployment) -> list[str]:
 
 
 def _place(worker: WorkerPlan, deployment: Deployment) -> str:
-    """Where a worker without a GPU runs. On an unknown host, it may get a GPU."""
+    """The place of a worker whose plan has no GPU, as text. If the hardware of the worker's host is unknown, the text
+    leaves open whether the worker will use a CPU or a GPU.
+    """
     if worker.host in deployment.unknown_hosts:
         return f"a device of {worker.host}"
     return f"CPU of {worker.host}" if worker.host else "CPU"

@@ -228,8 +228,8 @@ def _loads(
     frame_seconds: float,
 ) -> dict[str, Load]:
     """The loads, keyed by name. Before the measured time, there is a warm-up, which is a quarter as long as the
-    measured time. In a closed loop, the clients begin before the warm-up, at random times. The time in which they begin
-    is as long as the sound of an answer, but at least one second.
+    measured time. In a closed loop, there is also an interval before the warm-up. Each client begins at a random time
+    in this interval. The interval is as long as the sound of an answer, but at least one second.
     """
     warm_up = seconds / 4
     spread = max(shape.audio_frames * frame_seconds, 1.0)

@@ -11,7 +11,7 @@ from rich.table import Table
 from omni_pipeline.simulation.report import ChangeResult, Level, SimulationReport
 
 _BUSY = 0.9
-"""A GPU or a stage that is busy for this fraction of the time limits the throughput."""
+"""A GPU or a stage limits the throughput if it is busy for at least this fraction of the time."""
 
 _BACKLOG = 0.1
 """If the number of open requests grows by more than this fraction of the requests that arrive, the load is too high."""

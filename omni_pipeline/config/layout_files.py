@@ -17,8 +17,8 @@ from omni_pipeline.errors import StartupError, suggestion
 
 DIRECTORY = Path(omni_pipeline.__file__).parent / "layouts"
 
-# Folders of configuration files in the commands of published guides. These commands run in the directory that contains
-# the folders.
+# Published guides contain commands with paths of configuration files. The files are in these folders. The commands run
+# in the directory that contains the folders.
 _IN_GUIDES = (Path("configs"), Path("examples/configs"))
 
 _PREFIX = "qwen3_omni_"

@@ -61,11 +61,13 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
 
     Attributes:
         requests: Maximum number of requests in the pipeline, including requests that wait for a stage. The last eighth
-            of this number is reserved for clients with few requests: at most 1/256 of this number, or one request.
+            of this number is reserved for clients with few requests. A client has few requests if it has at most 1/256
+            of this number, or only one request.
         stage_requests: Maximum number of requests that need a stage at the same time, keyed by the stage's name. For
             example, a limit for the talker limits the number of spoken answers. If a stage has replicas, the limit
             applies to each replica that can accept requests. The last eighth of the limit is reserved for clients with
-            few requests for this stage: at most 1/256 of the limit, or one request.
+            few requests for this stage. A client has few such requests if it has at most 1/256 of the limit, or only
+            one request.
         queued: Maximum number of requests that wait for admission to the pipeline. Clients with waiting requests take
             turns. The server does not read the body of a waiting request.
         gapless_speech: Whether a new streamed spoken answer waits while the pipeline cannot make speech fast enough for

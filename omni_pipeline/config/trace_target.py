@@ -23,8 +23,9 @@ _PATH = "/v1/traces"
 
 
 def resolve_trace(trace: Trace, environment: Mapping[str, str]) -> Trace:
-    """`trace` with the full URL to which spans are sent, or with None instead of the URL. An empty directory name
-    becomes None.
+    """`trace` with the full URL to which spans are sent. The URL is None if neither the configuration nor
+    `environment` names a collector, or if the packages for the collector in `environment` are not installed. An empty
+    directory name becomes None.
 
     Raises:
         StartupError: the configuration names a collector, but the packages that send traces to a collector are not

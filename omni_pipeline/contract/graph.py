@@ -150,16 +150,18 @@ class Graph(Struct, frozen=True):
         for edge in self.edges:
             for end, outside in ((edge.source, GATEWAY), (edge.target, COLLECTOR)):
                 if end not in names and end != outside:
-                    raise ValueError(f"graph {self.name}: edge {edge.source} → {edge.target} names an unknown stage")
+                    raise ValueError(
+                        f"graph {self.name}: the edge {edge.source} → {edge.target} names an unknown stage"
+                    )
         for edge in self.advice:
             if not {edge.source, edge.target} <= names:
-                raise ValueError(f"graph {self.name}: advice {edge.source} → {edge.target} names an unknown stage")
+                raise ValueError(f"graph {self.name}: the advice {edge.source} → {edge.target} names an unknown stage")
         for stages in (*self.groups.values(), *self.together):
             if not stages <= names:
                 missing = ", ".join(sorted(stages - names))
                 raise ValueError(f"graph {self.name}: a group names an unknown stage: {missing}")
         if self.entry not in names:
-            raise ValueError(f"graph {self.name}: entry {self.entry} is not a stage")
+            raise ValueError(f"graph {self.name}: the entry {self.entry} is not a stage of this graph")
 
     def stage(self, name: str) -> StageSpec:
         """The stage called `name`. Raises KeyError if there is no such stage."""

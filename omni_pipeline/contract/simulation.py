@@ -1,8 +1,8 @@
 """Defines the interface between the simulation of a deployment and the simulated stages of a model.
 
 A simulated stage behaves as the real stage does, but computes nothing: it only decides which requests are in the next
-step, and which messages follow. The simulation computes the time of each step from the *law* of the stage. Times are
-seconds of a virtual clock.
+step, and which messages follow. The simulation computes the time of each step with a formula, the *law* of the stage
+(see `StepLaw`). Times are seconds of a virtual clock.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class StepLaw(Struct, frozen=True, forbid_unknown_fields=True):
         return self._of_items(items) + self.token * tokens
 
     def scaled(self, factor: float) -> StepLaw:
-        """A law that gives `factor` times the time of this law, for every batch."""
+        """A law that multiplies the time of every batch by `factor`, compared with this law."""
         points = tuple((items, factor * seconds) for items, seconds in self.points)
         return StepLaw(factor * self.step, factor * self.item, factor * self.token, points)
 

@@ -94,8 +94,9 @@ class Stage(Protocol):
     def stats(self) -> dict[str, float]:
         """The stage's own metrics for `wire.messages.StageStats.extra`; `gateway.metrics` explains each name.
 
-        ``queued_requests`` is the number of requests that the stage could start, but has not started yet. A stage with
-        a `StageSpec.prefix_cache` has a metric of that name.
+        ``queued_requests`` is the number of requests that the stage could start, but has not started yet. If
+        `StageSpec.prefix_cache` is set, it is the name of one of the metrics: the size of the stage's prefix cache in
+        tokens.
         """
 
     def close(self) -> None:

@@ -74,7 +74,7 @@ class Checkpoint(Struct, frozen=True):
         return str(name).removeprefix("torch.")
 
     def held_bytes(self, prefixes: Sequence[str], item_size: int | None) -> int:
-        """Number of bytes that the tensors whose names begin with one of `prefixes` occupy after loading.
+        """Number of bytes of some tensors after loading: the tensors whose names begin with one of `prefixes`.
 
         Args:
             item_size: Bytes of one number after loading; None if tensors keep the type in which they are stored.

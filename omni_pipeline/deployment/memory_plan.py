@@ -46,7 +46,8 @@ class Holding(Struct, frozen=True):
     Attributes:
         activations: Bytes at the peak of a step. The stages of a worker compute one after the other, so only the stage
             with the largest peak has this value. The other stages have 0.
-        process: The stage's part of the memory that the worker process needs for itself, and not for one of its stages.
+        process: The stage's share of the memory of the worker process itself. All stages of the worker on this device
+            have equal shares. For a stage with several ranks, this memory includes NCCL's buffers.
     """
 
     stage: str
@@ -304,7 +305,7 @@ def _empty(gpu: Gpu, used: int, pinned: bool) -> DevicePlan:
 
 
 def _pinned(plan: StagePlan) -> bool:
-    """Whether the operator has set the memory of the stage or its cache."""
+    """Whether the operator has set the memory of the stage, or the size of the stage's cache."""
     options: StageOptions = plan.options
     given = (plan.memory, options.mem_fraction_static, options.max_total_tokens)
     return any(value is not None for value in given)

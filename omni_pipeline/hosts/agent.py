@@ -3,7 +3,7 @@
 The agent joins the server with an invitation. Then it starts a fork server, and passes on the packets between the main
 process and the fork server. If the agent gets no ping from the main process for `lease_seconds`, it ends all workers.
 The reason is that the main process may count this host as lost, and no request may be computed twice. Then the agent
-tries to join again with the same key, so that it needs no new invitation.
+tries to join again with the key pair that it used before, so that it needs no new invitation.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class _Door:
         return None
 
     async def wait_for_start(self, started: asyncio.Event, stopping: asyncio.Event) -> bool:
-        """Wait until the service starts. Returns False if `stopping` is set before.
+        """Wait until the service starts. Returns False if `stopping` is set before the start.
 
         Raises:
             _Silence: the server has gone.
@@ -256,7 +256,8 @@ async def _readable(source: zmq.Socket[bytes], seconds: float, events: tuple[asy
     loop = asyncio.get_running_loop()
     arrived = asyncio.Event()
     loop.add_reader(source.fileno(), arrived.set)
-    # The descriptor becomes readable only when a new message arrives. A message may have arrived before this moment.
+    # The descriptor becomes readable only when a new message arrives. But a message may have arrived before the call of
+    # `add_reader`.
     if source.poll(0):
         arrived.set()
     waits = [asyncio.ensure_future(event.wait()) for event in (arrived, *events)]

@@ -268,8 +268,8 @@ def _check_door(door: Door, address: str, unauthenticated: bool) -> None:
         found = "accepts clients without a token" if door is Door.OPEN else "does not say whether it needs a token"
         raise _RefusedError(
             f"The Ray cluster at {address} {found}, so everybody who reaches its ports can run programs on its nodes: "
-            "start it with RAY_AUTH_MODE=token, or set cluster.ray_unauthenticated=true if only trusted users reach "
-            "these ports."
+            "start the cluster with RAY_AUTH_MODE=token, or set cluster.ray_unauthenticated=true if only trusted users "
+            "reach these ports."
         )
     # Ray itself sets RAY_AUTH_MODE to "token" if it finds a token. With this value, this process would refuse the
     # messages of a cluster without tokens.

@@ -1,7 +1,8 @@
 """The messages between the main process and its Ray driver. Each message is one line of JSON.
 
-The main process sends `Connect`, and gets `Connected` or `NotConnected`. Then it sends `Place` for each host. For each
-`Place`, it gets `NoRoom`, or `Placed` and later `Ended`, or only `Ended`. The driver ends when its standard input ends.
+The main process sends `Connect`, and gets `Connected` or `NotConnected`. Then it sends `Place` for each host. There are
+three possible answers to a `Place`: only `NoRoom`, only `Ended`, or first `Placed` and later `Ended`. The driver ends
+when its standard input ends.
 """
 
 from __future__ import annotations

@@ -125,6 +125,8 @@ def _own_directories() -> list[str]:
 
 
 def _on_path(command: str, search: str) -> bool:
-    """Whether the program of a command can be found. A directory counts too, because nvcc accepts a directory."""
+    """Whether the first word of a command is a program that can be found. An existing directory is accepted too,
+    because nvcc accepts the directory of a compiler.
+    """
     words = shlex.split(command)
     return bool(words) and (os.path.isdir(words[0]) or shutil.which(words[0], path=search) is not None)

@@ -25,10 +25,10 @@ class Capacity(Struct, frozen=True):
 
     Attributes:
         streams: The largest number of streams that play without a gap; 0 if one stream already has gaps.
-        fails_at: A simulated number of streams that has gaps: the smallest such number that is larger than `streams`.
-            None if the search has found no such number.
-        audio_seconds_per_second: Seconds of sound that arrive per second, at the simulated number of streams with the
-            most sound.
+        fails_at: The smallest level above `streams` at which the search has found gaps (see `find_capacity`). None if
+            the search has found no gaps above `streams`.
+        audio_seconds_per_second: Seconds of sound that arrive per second. This is the largest value among all simulated
+            levels.
     """
 
     streams: int

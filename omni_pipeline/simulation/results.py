@@ -90,7 +90,7 @@ class Prediction(Struct, frozen=True):
         ttft: Time to the first text.
         ttfa: Time to the first sound.
         e2e: Time to the end of the answer.
-        gapless: Fraction of the measured spoken answers that play without a gap; None without such answers.
+        gapless: Fraction of the measured spoken answers that play without a gap; None if there are no spoken answers.
         stages, gpus: How busy stages and GPUs were, from the beginning of the simulation to its end.
         bottleneck: The GPU that was busy for the longest time. Without GPUs, the stage with the longest busy time.
         unanswered: Number of requests that were in progress at the end.

@@ -243,7 +243,9 @@ class Simulation:
             self._submit()
 
     def _complete(self) -> bool:
-        """Whether all measured requests have been answered. False for a load that ends after its measured time."""
+        """Whether all measured requests have been answered. Always False if `Load.seconds` determines the length of the
+        measured time.
+        """
         return not self._load.seconds and len(self.measured) == self._load.requests and not self._unmet
 
     # --- the results ---

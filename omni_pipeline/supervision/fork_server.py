@@ -36,7 +36,7 @@ from omni_pipeline.supervision.output_relay import Relay, StandardError
 from omni_pipeline.worker import process
 from omni_pipeline.worker.process import Assignment
 
-# Each order and each report is one packet.
+# Maximum size of a packet, in bytes. Each order and each report is one packet.
 PACKET_BYTES = 128 * 1024
 
 # The signal that the kernel sends to the fork server if the main process ends during the imports. Unlike SIGKILL, this

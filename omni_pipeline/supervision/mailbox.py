@@ -91,8 +91,8 @@ class Mailbox:
         self._handlers[kind] = handler
 
     def when_lost(self, handler: Callable[[str], None]) -> None:
-        """Call `handler` with the address of each connection to another host that has ended. Messages to this address
-        that have not arrived are lost.
+        """Call `handler` each time a connection to another host has ended. The argument is the address at the other
+        end. Messages to this address that have not arrived are lost.
         """
         self._lost = handler
 

@@ -278,7 +278,7 @@ class Supervisor:
         self._bindings.release(request_id)
         for worker, incarnation in self._warming.pop(request_id, ()):
             worker.warm = worker.warm or (worker.ready and worker.incarnation == incarnation)
-        # a task in `until` may wait for the end of a replica's last request or of its warm-up request
+        # a task in `until` may wait until this request has ended: the last request or the warm-up request of a replica
         self._fleet.changed()
 
     def abort(self, request_id: str, stages: frozenset[str], forgotten: Callable[[], None]) -> None:

@@ -229,8 +229,8 @@ class Fleet:
     def sender(
         self, message: Heartbeat | Pulse | Ready | StartFailed | ConnectionLost, received: Received
     ) -> WorkerState | None:
-        """The worker that has sent a message. None if this process of the worker has ended, or if the message comes
-        from another host than the worker's host.
+        """The worker that has sent a message. None if this process of the worker has ended, or if the message does not
+        come from the worker's host.
         """
         worker = self.roster.process(message.worker, message.incarnation)
         return worker if worker is not None and worker.plan.host == received.host else None

@@ -144,7 +144,7 @@ class ConnectionLost(Struct, tag="connection_lost"):
     this connection may not have arrived.
 
     Attributes:
-        stages: The stages of the process at the other end; empty if this process is the main process.
+        stages: The stages of the process at the other end of the connection; empty for the main process.
         replica: The replica of `stages`.
     """
 

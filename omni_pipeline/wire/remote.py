@@ -90,8 +90,9 @@ def port_of(address: str) -> int:
 def cut(frame: zmq.Frame, port: int) -> None:
     """End the connection over which `frame` has arrived at `port`.
 
-    ZeroMQ knows only the number of the connection's descriptor. If the connection has ended already, another one may
-    have this number now. So nothing happens unless the descriptor is a connection from the same IP address to `port`.
+    ZeroMQ knows only the number of the connection's descriptor. If the connection has ended already, another connection
+    may have this number now. So the function first checks that the descriptor belongs to a connection from the same IP
+    address to `port`. Otherwise, the function does nothing.
     """
     with (
         contextlib.suppress(OSError, zmq.ZMQError),

@@ -320,7 +320,7 @@ class Outbox:
     def _send_far(self, address: str, counts: list[int], frames: list[Buffer]) -> None:
         """Send a parcel to another host."""
         if self._network is None:
-            raise ValueError("a process without a network cannot send messages to other hosts")
+            raise ValueError("this process has no network object, so it cannot send messages to other hosts")
         connection = self._connections.get(address)
         if connection is None:
             connection = self._connections[address] = Connection(self._context, self._network, address)

@@ -104,7 +104,9 @@ DAMAGES: dict[str, Damage] = {
 
 
 def damaged(data: bytes, rng: random.Random, others: Sequence[bytes]) -> tuple[str, bytes]:
-    """Damage `data` in one way, or sometimes in two ways. Returns the names of the ways, and the result."""
+    """Damage `data` with one of the functions in `DAMAGES`, or sometimes with two of them. Returns the names of these
+    functions, and the damaged data.
+    """
     result = bytearray(data)
     names = rng.sample(list(DAMAGES), 2 if rng.random() < 0.2 else 1)
     for name in names:

@@ -33,8 +33,9 @@ _PARTS_SHARE = 0.48
 # Seconds that a child may take to end after its time is up.
 _MARGIN = 15
 
-# SGLang finds our platform for machines without a GPU through this entry point, which an installed project has. On the
-# bare machine, the project is not installed, so this script writes the file with the entry point.
+# Through this entry point, SGLang finds our platform for machines without a GPU. The installation of the project
+# creates the entry point. On the bare machine, the project is not installed, so this script writes the file with the
+# entry point.
 _ENTRY_POINTS = "[sglang.srt.platforms]\nomni_cpu = stages.sglang_engine.cpu_platform:activate\n"
 _METADATA = "Metadata-Version: 2.1\nName: omni-pipeline\nVersion: 0\n"
 

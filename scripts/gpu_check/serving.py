@@ -132,8 +132,8 @@ def planned(layout: TriedLayout, run: Run) -> tuple[dict[str, Any], str]:
 def _use(
     server: ServerProcess, layout: TriedLayout, plan: dict[str, Any], run: Run
 ) -> Iterator[tuple[str, list[Check]]]:
-    """Ask the questions and measure. Check the memory last, because only after the measurements has torch reserved all
-    the memory that it needs.
+    """Ask the questions and measure. Check the memory last, because torch still reserves memory during the questions
+    and the measurements.
     """
     yield _ask(server, layout)
     if run.bench is not None:

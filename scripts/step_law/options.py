@@ -21,7 +21,7 @@ class ThinkerOptions(options.ThinkerOptions, frozen=True, forbid_unknown_fields=
     Attributes:
         gpu: Number of the GPU that the stage computes on. Stages with the same number take turns. Each replica has its
             own GPUs.
-        slow: Factor by which each step lasts longer than its law says.
+        slow: The time of each step is the time that its law gives, multiplied by this factor.
     """
 
     max_running_requests: Positive = 256

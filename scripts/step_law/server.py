@@ -1,4 +1,4 @@
-"""Starts a server whose stages sleep for as long as a law says."""
+"""Starts a server whose steps take the times that the laws give."""
 
 from __future__ import annotations
 

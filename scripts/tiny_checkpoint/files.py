@@ -33,8 +33,8 @@ def write_checkpoint(
     for file in directory.glob("*.safetensors"):  # `save_pretrained` makes the files readable by the owner only
         file.chmod(0o644)
 
-    # These files must be written after the weights. `save_pretrained` writes two configurations with its own spelling,
-    # and these files replace them with the hub's spelling.
+    # These files must be written after the weights. With the weights, `save_pretrained` writes two configurations in
+    # its own spelling. Our files overwrite these two files, because ours have the hub's spelling.
     write_json(directory / "config.json", model_config)
     write_json(directory / "generation_config.json", config.generation_config(vocabulary))
     write_json(directory / "preprocessor_config.json", preprocessor)

@@ -48,7 +48,7 @@ _SILENT_ROW = -40.0
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule to draw the parameters whose name matches `pattern`: normally distributed around `mean`.
+    """A rule to draw the parameters whose names match `pattern`. They are normally distributed with the mean `mean`.
 
     The standard deviation is `std`. If there is a `gain`, the standard deviation is instead chosen so that the matrix
     multiplies the root mean square of its input by `gain`.

@@ -1,4 +1,4 @@
-"""Runs trials on a server, from its start to a report on its answers and its leftovers."""
+"""Runs a whole trial: starts a server, tests it, stops it, and reports on the answers and the leftovers."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from trials.conversations import TrialConversation
 
-# The longest time that `read` waits, which is enough under any load.
+# The maximum time that `read` waits. It is so long that the server answers within this time under any load.
 PATIENCE_SECONDS = 60.0
 
 

@@ -21,11 +21,13 @@ BFLOAT16 = frozenset({"thinker", "talker_ar", "code_predictor"})
 def choose(situation: OnCpu) -> CpuChoice:
     """The threads and the data type of a stage with weights.
 
-    One core is left to the gateway, to preprocessing and to the system. The other cores are divided by `SHARES` among
-    the stages that are served. Each replica of a stage counts. An encoder is not in `SHARES`, because it finishes a
-    request before the other stages begin to compute that request. An encoder gets as many threads as a stage with a
-    share of 1. The type is bfloat16 if three conditions are true: the stage is in `BFLOAT16`, the checkpoint has
-    unquantised bfloat16 weights, and the CPU multiplies bfloat16 in hardware. Otherwise, the type is float32.
+    A stage whose states are narrower than `WIDE` gets one thread and float32. For any other stage:
+    - One core is left to the gateway, to preprocessing and to the system. The other cores are divided by `SHARES` among
+      the stages that are served. If a stage has several replicas, each replica gets the share of the stage. An encoder
+      is not in `SHARES`, because it finishes a request before the other stages begin to compute that request. An
+      encoder gets as many threads as a stage with a share of 1.
+    - The type is bfloat16 if three conditions are true: the stage is in `BFLOAT16`, the checkpoint has unquantised
+      bfloat16 weights, and the CPU multiplies bfloat16 in hardware. Otherwise, the type is float32.
     """
     model = read(situation.config)
     if _width(model, situation.stage) < WIDE:

@@ -1,8 +1,8 @@
 """Computes the GPU memory that each stage needs besides its weights. The model is not loaded: the inputs are the sizes
 in its config, the stage's options and devices, and the size of an example request.
 
-For a module of the reference, this module computes the peak of the memory use: the sum of the sizes of all tensors that
-exist at the same time. A test compares this peak with the peak that torch's profiler counts
+For the encoders, `code_predictor` and `code2wav`, this module computes the peak of the memory use: the largest total
+size of the tensors that exist at the same time. A test compares this peak with the peak that torch's profiler counts
 (tests/stages/checkpoint/test_memory_needs.py). The memory that SGLang and CUDA need is derived from their source code,
 and has not been measured on a GPU.
 """
@@ -78,7 +78,7 @@ def audio(situation: Situation) -> Needs:
     first = config.downsample_hidden_size * (config.num_mel_bins // 2) * (frames // 2) * item
     chunks = -(-options.max_batch_tokens // FULL_CHUNK_ROWS)
     convolved = min(chunks, CONVOLVED_CHUNKS) * first * 3
-    # The outputs of all chunks, [channels, mel / 8, rows] each, are kept until the last chunk is convolved.
+    # The outputs of all chunks are kept until the last chunk is convolved. An output is [channels, mel / 8, rows].
     waiting = chunks * config.downsample_hidden_size * (config.num_mel_bins // 8) * FULL_CHUNK_ROWS * item
     layer = options.max_batch_tokens * (6 * config.d_model + 2 * config.encoder_ffn_dim) * item
     return Needs(activations=max(convolved + 2 * waiting, layer) + chunks * config.num_mel_bins * frames * 4)

@@ -22,7 +22,8 @@ from stages.checkpoint.quantization import FLOATS, Form, Quantization, Sharing
 # number may have other widths, because SGLang also has Triton kernels for AWQ.
 _MARLIN_ROWS = 64
 
-# Minimum compute capability of a GPU: for Marlin's integer kernels, and for FP8 experts (Triton or CUTLASS kernels).
+# Minimum compute capabilities of a GPU. Marlin's integer kernels need `_MARLIN_CAPABILITY`. FP8 experts (Triton or
+# CUTLASS kernels) need `_FP8_CAPABILITY`.
 _MARLIN_CAPABILITY = (8, 0)
 _FP8_CAPABILITY = (8, 9)
 

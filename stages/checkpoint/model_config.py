@@ -16,7 +16,7 @@ class DecoderConfig(Struct, frozen=True, kw_only=True):
     expert.
 
     The number of experts is in `num_experts` or in `num_local_experts`. Files on the Hugging Face hub use
-    `num_experts`. Talker configs that transformers 5 has written use `num_local_experts`.
+    `num_experts`. If version 5 of `transformers` has written a talker config, the config uses `num_local_experts`.
     """
 
     hidden_size: int

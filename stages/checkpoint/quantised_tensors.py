@@ -83,8 +83,8 @@ def _float(quantization: Quantization, outputs: int, inputs: int, item_size: int
 def sizes(
     quantization: Quantization, module: str, shape: tuple[int, ...], item_size: int
 ) -> Iterator[tuple[str, tuple[int, int, bool]]]:
-    """Yields, for each stored tensor of a quantised weight, the tensor's name with a tuple: number of elements, number
-    of bytes, and whether the tensor keeps its type when it is loaded.
+    """Yields a pair for each stored tensor of a quantised weight: the tensor's name and a tuple. The tuple contains the
+    number of elements, the number of bytes, and whether the tensor keeps its type when it is loaded.
     """
     outputs, inputs = shape
     for name, own, size in entries(quantization, outputs, inputs, item_size):

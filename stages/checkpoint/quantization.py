@@ -72,10 +72,10 @@ class Names(Struct, frozen=True):
     are kept in sets, because a checkpoint may list thousands of modules, and every layer is looked up in the sets.
 
     Attributes:
-        ends: Names that match a module if they are the complete name of the module, or the part of its name after any
-            dot.
-        runs: Parts of names. A part matches a module if it occurs anywhere in the module's name. It must begin at the
-            beginning of the name or after a dot, and end before a dot or at the end of the name.
+        ends: Ends of names. An entry matches a module if the module's name equals the entry, or ends with a dot and the
+            entry.
+        runs: Parts of names. A part matches a module if the part occurs anywhere in the module's name. The part must
+            begin at the beginning of the name or after a dot, and end before a dot or at the end of the name.
         patterns: Regular expressions that match a name from its beginning.
     """
 
@@ -355,7 +355,7 @@ def _blocks(names: str | Iterable[str] | None) -> Names | None:
 
 def _group(size: Any) -> int:
     if not isinstance(size, int) or size <= 0:
-        raise _refusal(f"group_size {size!r}", "it must be a positive number")
+        raise _refusal(f"group_size {size!r}", "it must be a positive whole number")
     return size
 
 

@@ -24,8 +24,8 @@ Part = TypeVar("Part", bound=PreTrainedModel)
 def load_part(
     part: type[Part], config: Any, model_path: str | Path, prefix: str, dtype: torch.dtype, device: str
 ) -> Part:
-    """Build `part`, ready for inference, from its own config and the checkpoint's tensors whose names start with
-    `prefix`.
+    """Build `part`, and make it ready for inference. `config` is the part's own config. The weights are the
+    checkpoint's tensors whose names start with `prefix`.
 
     Raises:
         StartupError: The weights are missing, damaged, or do not fit the configuration.

@@ -17,8 +17,8 @@ from stages.messages import Playing
 from stages.playback import AMPLE_SECONDS, FRAME_SECONDS, SHORT_SECONDS, Player
 
 PATIENCE_SECONDS = 0.5
-"""Applies to utterances that nobody plays while they are made. A chunk of such an utterance is due this number of
-seconds after the chunk is complete.
+"""If nobody plays an utterance while it is made, each chunk of the utterance is due this number of seconds after the
+chunk is complete.
 """
 
 MARGIN_SECONDS = 0.02
@@ -31,8 +31,8 @@ LONGEST_HOLD_SECONDS = 3.0
 """After waiting for this number of seconds, an utterance starts even if silences are expected to follow."""
 
 MOST_LOAD = 0.9
-"""The largest share of the vocoder's time that playing utterances may need. A new utterance does not start if all
-playing utterances, including the new one, would then need more than this share.
+"""The largest share of the vocoder's time that playing utterances may need. A new utterance does not start if the new
+utterance and all playing utterances together would need more than this share.
 """
 
 BEHIND_SECONDS = 0.3
@@ -52,7 +52,7 @@ MEAN_OF = 20
 """A mean covers about this number of recent delays."""
 
 HALF_LIFE_SECONDS = 2.0
-"""This number of seconds after a delay was observed, the delay counts as half as long."""
+"""A delay counts less as it gets older: half as much after this number of seconds."""
 
 
 class NextChunk(NamedTuple):

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 class Streams(NamedTuple):
-    """The utterances of one batch, either all of them in their first chunk, or all of them in a later chunk.
+    """The utterances of one batch. The batch contains the first chunk of each utterance, or a later chunk of each.
 
     Attributes:
         slots: The slot that keeps each utterance's state.

@@ -3,7 +3,7 @@
 A prediction decides when an utterance starts. It assumes that frames and chunks come at a steady pace. In reality, the
 pace varies: the talker computes the prompt of another request, or another program uses the processor. The
 necessary reserve cannot be computed from the delays of single frames, because the next frames often make up for a
-delay. So the reserve is learned from the result: it grows when a chunk of a new utterance comes too late, and it
+delay. So the reserve is learned from experience: the reserve grows when a chunk of a new utterance comes too late, and
 shrinks with time. Players of voice over IP adapt their playout delay in a similar way. Here, the sender adapts the
 delay, because the sender knows the load.
 """
@@ -25,8 +25,8 @@ HALF_LIFE_SECONDS = 60.0
 
 
 class StartReserve:
-    """The seconds of speech that must be ready in addition to the speech that the prediction asks for. Times are from
-    `time.monotonic`.
+    """The reserve, in seconds of speech. The module `chunk_order` predicts how much speech must be ready before an
+    utterance starts. The reserve must be ready in addition to this speech. Times are from `time.monotonic`.
     """
 
     def __init__(self) -> None:

@@ -114,7 +114,9 @@ class TransposedConvolution:
         if self._trim:
             stride, kernel = self._conv.stride[0], self._conv.kernel_size[0]
             if kernel != 2 * stride:
-                raise ValueError(f"a transposed convolution of kernel {kernel} and stride {stride} cannot be streamed")
+                raise ValueError(
+                    f"a transposed convolution with kernel size {kernel} and stride {stride} cannot be streamed"
+                )
             kept = self._conv.weight.new_zeros(slots, self._conv.in_channels, 1)
             self._history = History(kept, silence=False)
 
@@ -248,4 +250,4 @@ def _streaming(layer: Any, slots: int) -> Any:
         case Qwen3OmniMoeCode2WavDecoderBlock():
             return Block(layer.block, slots)
         case _:
-            raise TypeError(f"no streaming form of a {type(layer).__name__}")
+            raise TypeError(f"a layer of the type {type(layer).__name__} cannot be streamed")

@@ -73,9 +73,9 @@ class SlidingTransformer:
         return self._norm(x)
 
     def _mask(self, streams: Streams, frames: int) -> Tensor:
-        """The attention mask, bool [batch, 1, new frames, kept frames + new frames]. A value is true if the new frame
-        of its row attends to the frame of its column. If the utterances are fresh, there are no kept frames, and all
-        utterances share one mask.
+        """The attention mask, bool [batch, 1, new frames, kept frames + new frames]. Rows are new frames, and
+        columns are kept and new frames. A value is true if the row's frame attends to the column's frame. If the
+        utterances are fresh, there are no kept frames, and all utterances share one mask.
         """
         past = 0 if streams.fresh else self._past
         own = torch.arange(past, past + frames, device=self._kept.device)[:, None]

@@ -52,7 +52,7 @@ class CodeChoice(Struct, frozen=True):
     def of(cls, rows: Sequence[tuple[Draws, int]], codebooks: int, vocab: int, device: torch.device) -> CodeChoice:
         """Make the choice for a batch of rows. `rows` has a pair for each row: the draws of the row's utterance, and
         the number of the frame. `codebooks` is the number of residual codebooks. `vocab` is the number of different
-        codes in each of them.
+        codes in a residual codebook.
         """
         params = [draws.params for draws, _ in rows]
         greedy = [is_greedy(each) for each in params]

@@ -127,7 +127,9 @@ def _draw(logits: FloatArray, temperature: float, top_k: int, top_p: float, min_
 
 @compiled
 def _turn(head: FloatArray, weight: FloatArray, floor: float, cos: FloatArray, sin: FloatArray) -> None:
-    """Normalise an attention head and rotate its pairs of neighbours, in place; see `ResidualNetwork._turn`."""
+    """Normalise and rotate an attention head, in place. Each number 2i is rotated together with number 2i + 1. See
+    `ResidualNetwork._turn`.
+    """
     total = np.float32(0.0)
     for i in range(len(head)):
         total += head[i] * head[i]
@@ -213,7 +215,7 @@ def _frames(
 
     Args:
         hidden: [batch, hidden], the talker's states.
-        codes: int64 [batch, codebooks]; codebook 0 is given, the others are results.
+        codes: int64 [batch, codebooks]. The codes of codebook 0 are given; the codes of other codebooks are results.
         sums: [batch, hidden], a result: for each frame, the sum of the embeddings of its codes.
         filters, uniforms: How the codes are chosen; `uniforms` are [batch, codebooks - 1].
         embeddings, lm_heads: The tables of all codebooks, and the output matrices of all residual codebooks.

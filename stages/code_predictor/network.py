@@ -25,8 +25,8 @@ Choose = Callable[[Tensor, int], Tensor]
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Converts x to a data type. If x already has this type, a recording gets no operation for the conversion.
-    (`Tensor.to` would record an operation even then.)
+    """Converts x to a data type. If x already has this type, the function does nothing. In the same case, `Tensor.to`
+    would add an operation to a recording.
     """
     return x if x.dtype == dtype else x.to(dtype)
 
@@ -227,7 +227,9 @@ class ResidualNetwork:
         )
 
     def _paired(self, heads: Tensor) -> Tensor:
-        """Heads [heads, head_dim, …] with their halves interleaved: the reference rotates i together with i + half."""
+        """Heads [heads, head_dim, …] whose halves are interleaved. The reference rotates the numbers i and
+        i + head_dim / 2 of a head together. In the result, these two numbers are neighbours.
+        """
         return heads.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
     def _places(self, batch: int) -> list[list[Places]]:

@@ -1,9 +1,8 @@
 """Divides the growing text of an answer into content and tool calls for the client, and decides which parts are spoken.
 
 A splitter reads text and returns `Part`s. Together, the parts are the whole text, in order and without gaps. So every
-token of the text lies in one or more parts (see the module `spoken`). A splitter returns a part as soon as it is
-certain whether the part is content, reasoning, a call or white space around a call. It does not return the part
-earlier.
+token of the text lies in one or more parts (see the module `spoken`). A part is content, reasoning, a call, or white
+space around a call. A splitter returns a part as soon as it is certain which of these the part is, and not earlier.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class PendingItem(Struct, Generic[Item]):
         items: The media items of the request, in order.
         pad_frames: See `AudioWork.pad_frames`; 0 for pictures and clips.
         sender: Number of the client, see `messages.Sampling.sender`.
-        found: The embeddings that have been computed already. The keys are the keys of the items.
+        found: The embeddings that have been computed already. The embeddings of an item are stored under `item.key`.
     """
 
     items: list[Item]

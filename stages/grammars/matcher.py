@@ -10,9 +10,9 @@ from llguidance import LLMatcher
 from omni_pipeline.errors import OmniError, bad_request
 from stages.grammars.masks import Mask, Masks
 
-# CPU time in which the masks of one text must be found: `_SECONDS`, and `_SECONDS_PER_TOKEN` more for each token. The
-# first masks take some milliseconds, and later masks less than a millisecond. With an ambiguous grammar, each mask
-# takes longer than the one before.
+# All masks of a text together may take this much CPU time: `_SECONDS`, plus `_SECONDS_PER_TOKEN` for each token of the
+# text. The first masks take some milliseconds, and later masks less than a millisecond. With an ambiguous grammar, each
+# mask takes longer than the mask before it.
 _SECONDS, _SECONDS_PER_TOKEN = 0.5, 0.005
 
 

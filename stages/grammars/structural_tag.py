@@ -197,7 +197,7 @@ class _Writer:
         """A rule for one part.
 
         Args:
-            depth: Maximum number of levels of parts, this part included.
+            depth: Maximum depth of the part. A part without inner parts has the depth 1.
             last: Whether nothing can follow the part. If so, the part may end with free text.
         """
         if not depth:
@@ -233,7 +233,9 @@ class _Writer:
                 return f"({inner(part.content)})*"
             case Repeat():
                 if part.min < 0 or (part.max != -1 and part.max < part.min):
-                    raise ValueError("'repeat' needs 0 ≤ min ≤ max, or max -1")
+                    raise ValueError(
+                        "in 'repeat', 'min' must be 0 or more, and 'max' must be -1 (no limit) or at least 'min'"
+                    )
                 return f"({inner(part.content)}){{{part.min},{'' if part.max == -1 else part.max}}}"
             case Tag():
                 return _group(self._text(part.begin), self._ended(part.content, part.ends, depth - 1))
@@ -315,8 +317,8 @@ class _Writer:
         return _group(opened, self._text(rest))
 
     def _opening(self, trigger: str) -> tuple[str, str]:
-        """Divides a trigger into its first piece, which is a special token or a text, and the rest. Returns the rule
-        for the first piece, and the rest as text.
+        """Divides a trigger into its first piece and the rest. The first piece is a special token, or the text before
+        the first special token. Returns the rule for the first piece, and the rest as text.
         """
         found = self._names.search(trigger)
         if found is None:

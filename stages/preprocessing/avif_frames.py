@@ -16,8 +16,8 @@ from stages.preprocessing.budget import PACKET_WORK, DecodingBudget
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # types of AV1's units (OBU)
 
 
-# Work that is charged for reading one OBU of AV1 (see `budget`), and number of copied bytes that are charged as one
-# unit of work.
+# Reading one OBU of AV1 is charged as `_UNIT_WORK` units of work (see `budget`). Copying `_COPIES_PER_WORK` bytes is
+# charged as one unit of work.
 _UNIT_WORK, _COPIES_PER_WORK = 64, 32
 
 

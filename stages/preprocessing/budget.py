@@ -22,8 +22,8 @@ PIECE_WORK = 16 * PACKET_WORK
 # long as decoding the pixels once.
 _PASSES_PER_PIXEL = 8
 
-# Work that a decoder can do in a second on one core: decode this number of pixels or samples, or read this number of
-# bytes of a file. The slowest decoders of common formats reach this speed.
+# In a second on one core, a decoder can decode `WORK_PER_SECOND` pixels or samples, or read `BYTES_PER_SECOND` bytes of
+# a file. Even the slowest decoders of common formats reach this speed.
 WORK_PER_SECOND = 16_000_000
 BYTES_PER_SECOND = 4_000_000
 

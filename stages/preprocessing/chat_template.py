@@ -17,7 +17,7 @@ from omni_pipeline.errors import StartupError, bad_request
 # Maximum number of characters of a template's error message that are shown to the client.
 _REASON = 300
 
-# A conversation without special tokens that every chat template accepts.
+# A conversation that every chat template accepts. Its texts contain no special tokens.
 _PLAIN = [
     {"role": "user", "content": "a"},
     {"role": "assistant", "content": "b"},
@@ -56,7 +56,7 @@ class MarkedTemplate:
         if marks != self._spelling.findall(_render(source, variables, _PLAIN)):
             raise StartupError(
                 "The model's chat template composes special tokens from pieces, so the server cannot distinguish them "
-                "from the same text in a conversation. Write each special token in the template as one word."
+                "from the same text in a conversation. In the template, write each special token as one piece."
             )
 
     def pieces(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Iterator[tuple[str, str]]:

@@ -88,7 +88,7 @@ def _is_unknown(size: int, claimed: int, field: _Field, file: memoryview) -> boo
 
 def _are_chunks(file: memoryview, at: int, form: str) -> bool:
     """Whether the rest of the file, from the offset `at` on, consists of complete chunks. If so, the sound data before
-    these chunks is empty, and the size 0 in its header is right.
+    these chunks is empty, and the header states the right size (0) of the sound data.
     """
     end = at
     for name, _, start, size in _chunks(file, at, form):

@@ -53,7 +53,7 @@ def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
     budget = DecodingBudget(
         cost,
         lambda: _too_large(
-            f"decoding it takes more work than the limit, which is the work for a simple image of {cost} pixels",
+            f"decoding it takes more work than decoding a simple image of {cost} pixels, which is the limit",
             param,
         ),
     )
@@ -70,7 +70,8 @@ def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
             param=param,
             code="invalid_image",
         ) from None
-    # Pillow raises this error before it has reported the size, or for a picture that is embedded in this picture
+    # Pillow raises this error if it refuses a picture before it reports the picture's size. Pillow also raises this
+    # error for another picture that is embedded in the picture of the file.
     except Image.DecompressionBombError as error:
         raise _too_large(f"it has far more than the {max_pixels} pixels that are allowed", param) from error
     except DAMAGE as error:

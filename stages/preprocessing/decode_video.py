@@ -59,7 +59,7 @@ def check_length(clip: DecodedClip, max_seconds: float, param: str) -> None:
 
 
 def pixel_budget(max_total_pixels: int, param: str) -> DecodingBudget:
-    """A budget for the pixels of all frames of a clip. Raises OmniError 400 ``video_too_large`` if it is exceeded."""
+    """A budget for the pixels of all frames of a clip. The budget's error is OmniError 400 ``video_too_large``."""
 
     def refusal() -> OmniError:
         message = f"All frames of the video together have more than the {max_total_pixels} pixels that are allowed."

@@ -50,8 +50,8 @@ class GeneratedIds:
         self._special = frozenset(special)
 
     def places(self, pieces: Sequence[Piece], turns: Sequence[Turn]) -> dict[int, Answer]:
-        """The earlier answers in a rendered conversation, keyed by the index of their piece. The result is empty if no
-        ids are known, or if the answers cannot be found.
+        """The earlier answers in a rendered conversation. The key of an answer is the index of the piece that contains
+        the answer. The result is empty if no ids are known, or if the answers cannot be found.
 
         The last piece is the text with which the template opens the next answer. Each earlier answer is a piece that
         begins with the same text.

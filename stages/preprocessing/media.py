@@ -80,8 +80,8 @@ class MediaReader:
         """Find the sizes of a prompt's media from their headers. Nothing is decoded. The arguments are as for `read`.
 
         Raises:
-            OmniError: 400 for a clip that cannot be used, or if even the lowest estimate of the number of rows is too
-                large.
+            OmniError: 400 in two cases: a clip cannot be used, or the lowest estimate of the number of rows is already
+                too large.
         """
         surveys: list[MediumSurvey] = []
         tokens = text_tokens
@@ -114,8 +114,8 @@ class MediaReader:
             video: Options for clips without their own options.
             begin: Called with the index of each media item before the item is read.
             text_tokens: Number of prompt tokens besides the media. As soon as the token limit is exceeded, no further
-                item is read. A clip that would exceed the limit is not decoded. If the request enlarges a picture
-                beyond the limit, the picture is refused before it is enlarged.
+                item is read. A clip that would exceed the token limit is not decoded. If the request enlarges a picture
+                so much that the picture would be too large, the picture is refused before it is enlarged.
             surveys: The result of `survey` for these media. If this result is given, clips need not be examined again.
 
         Raises:
@@ -155,8 +155,8 @@ class MediaReader:
             return self._survey_sound(sound)
 
     def cut(self, sound: Media, piece_seconds: float) -> tuple[numpy.ndarray, list[int]]:
-        """Decode a recording. Returns its sound, float32 [samples], and the ends of its pieces as `piece_ends` finds
-        them.
+        """Decode a recording. Returns the sound, float32 [samples], and the ends of the pieces that `piece_ends` finds
+        in the sound.
 
         Raises:
             OmniError: 400 with the `param` of `sound`.

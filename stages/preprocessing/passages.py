@@ -13,14 +13,14 @@ LONGEST = 200.0
 """Maximum size of a passage, in the units of `size_of`. It takes about a minute to speak a passage of this size."""
 
 SLACK = 1.2
-"""If the rest of the text is at most this factor times the largest passage, the whole rest becomes one passage. So the
-last passage is never tiny.
+"""If the size of the remaining text is at most this factor times `LONGEST`, all of the remaining text becomes one
+passage. So the last passage is never tiny.
 """
 
 EARLIEST = 0.4
-"""The size of a passage is between this fraction of the maximum size and the maximum size, if a border exists in this
-range. If several kinds of border exist in the range, the best kind is chosen. If no border exists in the range, the
-passage ends at an earlier border.
+"""A passage ends at a border for which the size of the passage is at least this fraction of `LONGEST`, and at most
+`LONGEST`. If several kinds of border exist in this range, the best kind is chosen. If no border exists in this range,
+the passage ends at an earlier border.
 """
 
 _CLOSING = r"""["'’”»)\]}」』）】》]*"""

@@ -31,7 +31,8 @@ from stages.preprocessing.survey import MediumSurvey, reading_seconds, survey_se
 from stages.preprocessing.transcript_prompts import TranscriptPrompt, transcript_prompt
 
 _SAMPLE_BYTES = 4
-# A decoded sound is kept once. While it is decoded and sent to this process, this number of further copies exists.
+# Number of additional copies of a sound that exist while the sound is decoded and sent to this process. After that,
+# one copy remains in memory.
 _PASSING_COPIES = 2
 
 
@@ -43,7 +44,7 @@ class SoundRates(Struct, frozen=True):
 
 
 class RecordingBytes(Struct, frozen=True):
-    """The memory of a recording, as in a `Claim`."""
+    """The memory that a recording needs. The fields have the same meaning as in `Claim`."""
 
     passing: int
     lasting: int

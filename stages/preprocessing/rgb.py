@@ -1,7 +1,7 @@
 """Turns opened pictures of any mode into 8-bit RGB. Samples with more than 8 bits are scaled, and transparent pictures
 are put on a white background.
 
-Pillow's own conversion clips values above 255. It also drops transparency, so colours appear that should be invisible.
+Pillow's own conversion clips values above 255. It also drops transparency, so colours that should be invisible appear.
 The result then looks different from what an image viewer shows.
 """
 

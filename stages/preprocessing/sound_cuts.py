@@ -1,10 +1,12 @@
-"""Cuts a long sound into pieces where it is quiet. If there is a pause near the end of a piece, no word is divided."""
+"""Cuts a long sound into pieces. The cuts are at places where the sound is quiet. If there is a pause near the end of a
+piece, no word is divided.
+"""
 
 from __future__ import annotations
 
 import numpy
 
-# Length of the frames whose loudness is compared.
+# The sound is divided into this number of frames per second. Then the loudness of the frames is compared.
 _FRAMES_PER_SECOND = 50
 # Number of frames over which the loudness is averaged: 0.3 s. The pauses between sentences are longer than the pauses
 # between words. So a cut in a pause of at least this length is preferred.
@@ -18,9 +20,9 @@ _SILENCE_DECIBELS = -80.0
 def piece_ends(wave: numpy.ndarray, rate: int, most_seconds: float) -> list[int]:
     """The samples at which the pieces of a sound end. The last of them is the end of the sound.
 
-    A piece has a length of at most `most_seconds`. Each piece except the last has at least half of this length. If
-    there are several pieces, the last piece has at least a quarter of this length. Within these limits, each cut is in
-    the middle of the longest run of the quietest frames.
+    A piece lasts at most `most_seconds`. Each piece except the last lasts at least half of `most_seconds`. If there are
+    several pieces, the last piece lasts at least a quarter of `most_seconds`. Within these limits, each cut is in the
+    middle of the longest run of the quietest frames.
 
     Args:
         wave: float32 [samples], at `rate` samples per second.
@@ -52,8 +54,8 @@ def _loudness(wave: numpy.ndarray, frame: int) -> numpy.ndarray:
 
 
 def _middle_of_pause(loudness: numpy.ndarray, first: int, last: int) -> int:
-    """The middle of the longest run of the quietest frames in this range. If several runs have this length, the last
-    one counts.
+    """The middle of the longest run of the quietest frames in this range. If several runs are the longest, the last
+    of them counts.
     """
     quiet = numpy.flatnonzero(loudness[first : last + 1] == loudness[first : last + 1].min()) + first
     runs = numpy.split(quiet, numpy.flatnonzero(numpy.diff(quiet) > 1) + 1)

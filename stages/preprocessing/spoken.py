@@ -31,12 +31,13 @@ class Roles(Struct, frozen=True):
 def spoken_prompt(
     layout: PromptLayout, media: Sequence[MediumRows], roles: Roles, speech: SpeechOptions
 ) -> SpokenPrompt:
-    """The part of a prompt that the talker receives, if the answer is to be spoken.
+    """The part of a prompt that the talker receives if the answer is spoken: the rows of the user's turns.
 
-    The talker's positions are the positions that the thinker would compute for a prompt of these rows alone. Clips
-    whose sound is used are an exception. The reference's talker ignores that the rows of a clip's sound are placed
-    between the rows of its frames, and treats such a clip as text. But if a picture comes later in the prompt, the
-    reference searches for visual rows. It finds the visual rows of the clip first, so the clip is not treated as text.
+    The talker's positions are the positions that the thinker would compute for a prompt with only these rows. Clips
+    whose sound is used are an exception. In such a clip, the rows of the sound are placed between the rows of the
+    frames. The reference's talker ignores this, and treats the clip as text. But if a picture comes later in the
+    prompt, the reference searches for visual rows. It finds the visual rows of the clip first, so the clip is not
+    treated as text.
     """
     ids = layout.ids
     starts = numpy.flatnonzero(ids == roles.turn_start)

@@ -2,9 +2,9 @@
 is exceeded.
 
 A piece ends at a position where the tokenizer always ends a word, so the ids are the same as for the whole text. Some
-texts have no such position for a long time, for example a long run of one letter. Then the piece is as long as the run.
-Tokenising needs up to 300 bytes of memory for each byte of text. So before a piece is tokenised, a lower bound on its
-number of tokens is computed and compared with the limit.
+texts have a long part without such a position, for example a long run of one letter. Then the piece contains the whole
+part. Tokenising needs up to 300 bytes of memory for each byte of text. So before a piece is tokenised, a lower bound on
+its number of tokens is computed and compared with the limit.
 """
 
 from __future__ import annotations

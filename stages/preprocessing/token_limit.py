@@ -39,8 +39,8 @@ class TextLimit(Struct, frozen=True):
         token_bytes: Maximum number of bytes of text that one token represents; None if no maximum is known for this
             tokenizer.
         shrinks: Factor by which normalisation may shorten a text that is not ASCII.
-        shares: For each byte value, the smallest share of a token that one byte of this value can be. This share is 1
-            divided by the length of the longest token that contains the value. Empty if no maximum is known.
+        shares: For each byte value, 1 divided by the number of bytes in the longest token that contains the value. So a
+            byte of this value is at least this share of its token. Empty if no maximum is known.
     """
 
     limit: TokenLimit

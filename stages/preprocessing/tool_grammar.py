@@ -16,7 +16,7 @@ def grammar_with_tools(use: ToolUse, form: CallFormat, wanted: Grammar | None) -
     """The grammar of an answer; None if the answer may be any text.
 
     Args:
-        form: The form in which the model writes calls.
+        form: The format in which the model writes calls.
         wanted: The grammar that the client asked for. It applies to answers without calls.
 
     Raises:

@@ -10,7 +10,7 @@ from omni_pipeline.errors import OmniError, bad_request
 from stages.messages import MediaRef, Recording, Text, Turn
 from stages.options import PreprocessingOptions
 
-# Maximum number of characters of an unknown language's name that the error message quotes.
+# If a client names an unknown language, the error message quotes at most this number of characters of the name.
 _QUOTED = 40
 
 

@@ -13,7 +13,8 @@ from stages.preprocessing.budget import PIECE_WORK, DecodingBudget
 MIN_RATE, MAX_RATE = 1_000, 768_000
 
 # Maximum number of samples per second, on average: 96 kHz in eight channels. Without this limit, a small file could
-# keep the decoder busy for an hour: silence at the highest rate, in as many channels as a format allows.
+# keep the decoder busy for an hour, if the file contains silence at the highest rate, in as many channels as the format
+# allows.
 SAMPLES_PER_SECOND = 768_000
 
 # Largest accepted sample value. It is far above the scales that files use, and far below the values at which mel

@@ -15,7 +15,8 @@ from stages.checkpoint.memory_needs import CPU_KV_TOKENS
 _OURS = {
     "skip_tokenizer_init": True,  # the decode stage makes the text
     "disable_overlap_schedule": True,  # without overlap, a step's result is known when the step ends
-    # seconds; the supervisor detects hangs, and SGLang's watchdog never acts, because it sleeps half of this time
+    # The number is in seconds. SGLang's watchdog sleeps for half of this time, so it never acts. The supervisor detects
+    # hangs instead.
     "watchdog_timeout": 1e9,
     # a prefill graph would bypass the models' `fill`, which adds media, deepstack and positions
     "disable_prefill_cuda_graph": True,

@@ -105,9 +105,11 @@ class FedEngine(Engine):
 def _keep_only_prompts(cache: Any) -> None:
     """Change SGLang's prefix cache, so that it never keeps generated tokens.
 
-    SGLang calls `checkpoint` whenever it adds a request to the cache: after each chunk of a prompt, after the prompt,
-    after the prompt and the earlier output of a request that has lost its memory, and when the request ends. When
-    the request ends, SGLang frees all of the request's memory that is not in the cache.
+    SGLang calls `checkpoint` to add a request to the cache. It does this in four cases:
+    - A chunk of a prompt has been computed.
+    - A whole prompt has been computed.
+    - A request had lost its memory, and its prompt and its earlier output have been computed again.
+    - A request ends. SGLang then frees all memory of the request that is not in the cache.
     """
     checkpoint = cache.checkpoint
 

@@ -10,8 +10,9 @@ from stages.sglang_engine import environment
 
 environment.prepare()
 
-# No code in this module uses these modules. Import statements would look unused, so `import_module` loads the modules.
-# The model registry imports our model definitions. The other modules would be imported only when a scheduler is built.
+# No code in this file uses the modules below, so import statements would look unused. Therefore, `import_module` loads
+# the modules. The model registry also imports our model definitions. Without this loop, the other modules would be
+# imported only when a scheduler is built.
 for _module in (
     "sglang.srt.managers.scheduler",
     "sglang.srt.models.registry",

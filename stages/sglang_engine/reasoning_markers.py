@@ -1,7 +1,8 @@
 """Returns the markers of reasoning in a text, from SGLang's reasoning detectors.
 
-The streaming functions of the detectors are not used. Their result depends on how the text is divided into pieces. The
-result also does not contain the positions of the parts in the text.
+The streaming functions of the detectors are not used, for two reasons:
+- their result depends on how the text is divided into pieces;
+- they do not return the positions of the reasoning and of the answer in the text.
 """
 
 from __future__ import annotations

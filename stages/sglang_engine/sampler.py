@@ -297,7 +297,7 @@ class OmniSampler(Sampler):
         logits = logits_output.next_token_logits
         rows = self.rows
         if len(rows) != logits.shape[0]:
-            raise RuntimeError(f"{len(rows)} sampling states for {logits.shape[0]} rows of logits")
+            raise RuntimeError(f"there are {len(rows)} sampling states, but {logits.shape[0]} rows of logits")
         if self._masks is not None:
             self._masks.result()
         if all(row.plain for row in rows):

@@ -46,7 +46,7 @@ def row_probabilities(logits: torch.Tensor, params: Sampling) -> torch.Tensor:
 
 
 def _least(logits: torch.Tensor, params: Sampling) -> float:
-    """The smallest logit, after division by the temperature, that passes all filters."""
+    """The smallest logit that passes all filters. The logits have already been divided by the temperature."""
     least = -math.inf
     if params.top_k and params.top_k < len(logits):
         largest = torch.topk(logits, params.top_k).values

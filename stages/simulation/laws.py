@@ -11,9 +11,9 @@ The report does not say which GPU was used.
     codec decoder (vocoder), per frame                                         3      5      5   ms
 
 The sum of the four times, divided by the 80 ms of a frame, is the report's generation RTF. With one request, this is
-37.4 / 80 = 0.47. Each of these laws is a straight line, fitted to these points by least squares. Beyond 6 requests,
-the laws extrapolate, because the report has no figures for more requests. For the vocoder, the law uses the number of
-frames in a batch instead of the report's number of requests.
+37.4 / 80 = 0.47. For each of the four rows, the law is a straight line, fitted to the times in the row by least
+squares. Beyond 6 requests, the laws extrapolate, because the report has no figures for more requests. For the vocoder,
+the law uses the number of frames in a batch instead of the report's number of requests.
 
 The report contains times to the first token, but not the length of the prompts. In these laws, a prefill takes the time
 of a decode step plus additional time for each token. The additional time is that of two operations per active

@@ -1,4 +1,4 @@
-"""The simulated stages before the thinker, and the simulated stage decode."""
+"""The simulated stages before the thinker, and the simulated stage `decode`."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class OneByOne(Passive):
 
 
 class Preprocessing(OneByOne):
-    """Tokenises a prompt. The time to decode media is part of the stage's `StepLaw`, as a time for each prompt
-    token.
+    """Tokenises a prompt. In the stage's `StepLaw`, the time for each prompt token includes the time to decode
+    media.
     """
 
     def _targets(self, request: SimulatedRequest) -> dict[str, int]:

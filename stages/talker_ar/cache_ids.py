@@ -8,7 +8,8 @@ An id is an int64 in [2**62, 2**63), so it is beyond the codec vocabulary. There
 
 - The id of a text row contains the kind of the row, the token and the position.
 - Consecutive media rows are divided into blocks. The ids of a block come from one hash of all states and positions of
-  the block, because a hash for each row would take ten times as long. So two prompts share whole blocks.
+  the block, because a hash for each row would take ten times as long. So two prompts can share whole blocks
+  of media rows in the prefix cache, but not parts of a block.
 """
 
 from __future__ import annotations

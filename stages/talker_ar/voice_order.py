@@ -117,9 +117,10 @@ class VoiceOrder:
         return AMPLE_SECONDS if short else math.inf
 
     def next_step(self, request_ids: Iterable[str], now: float, *, running: bool) -> list[str]:
-        """Selects, from the utterances whose next frame can be made, those that take part in the next step.
+        """Selects the utterances that take part in the next step.
 
         Args:
+            request_ids: The utterances whose next frame can be made.
             running: Whether a step is made in any case for other utterances.
         """
         sufficient = self.sufficient_lead(now)
@@ -149,7 +150,7 @@ class VoiceOrder:
         made = FRAME_SECONDS * voice.made
         if voice.since is None:
             # Before the player has started, the lead only grows. It is possible that the talker is never informed that
-            # the player has started. So before the start, the lead counts as at most an ample lead. With a larger lead,
+            # the player has started. So before the start, the lead is limited to `AMPLE_SECONDS`. With a larger lead,
             # the utterance might wait for ever for another utterance that is short of speech.
             return min(made, AMPLE_SECONDS)
         return voice.since + made - now

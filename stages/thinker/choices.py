@@ -24,7 +24,7 @@ def engine_id(request_id: str, choice: int) -> str:
 
 
 def request_and_choice(engine_id: str) -> tuple[str, int]:
-    """The request and the choice that `engine_id` consists of."""
+    """The id of the request, and the number of the choice, for which `engine_id` was made."""
     choice, _, request_id = engine_id.rpartition("#")
     return request_id, int(choice or 0)
 

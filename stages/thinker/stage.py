@@ -260,8 +260,8 @@ class Thinker:
         return End(request_id, self.name, TARGET, finished)
 
     def _release(self, request_id: str, report: Certain | StopGenerating, *, last: bool) -> None:
-        """Read a report from the stage `decode`. Of the held ids, send the talker the ids that are spoken. If `last` is
-        set, also send the end of the text.
+        """Read a report from the stage `decode`, which says which held ids are spoken. Send these ids to the talker. If
+        `last` is set, also send the end of the text.
         """
         answer = self._answers.get(request_id)
         if answer is None:

@@ -1,6 +1,6 @@
 """A sample of the conversations, with the reference's answers on one checkpoint.
 
-It is for servers whose tests are too slow for all conversations.
+With some servers, a test of all conversations would take too long. The tests of these servers use this sample.
 """
 
 from __future__ import annotations

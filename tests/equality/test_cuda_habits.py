@@ -1,11 +1,11 @@
-"""With the CUDA habits on, a server on a CPU treats memory as CUDA code does (see `stages.cuda_habits`). Such a server
-gives the reference's answers and speech, even when SGLang takes memory back from running requests.
+"""With ``OMNI_CUDA_HABITS=1``, a server on a CPU treats memory as CUDA code does (see `stages.cuda_habits`). Such a
+server gives the reference's answers and speech, even when SGLang takes memory back from running requests.
 
 The tests compare the text and the speech of a sample of conversations. Both engines and the predictor are in one
 worker, which starts in a new interpreter, like a worker with a GPU. A server refuses to start if utterances could run
 out of memory. So these tests cannot make SGLang take memory back from utterances. `test_talker_ar.py` tests this case
-without a server. ``OMNI_CUDA_HABITS=1`` in pytest's environment makes the servers of all other modules treat memory in
-this way.
+without a server. These tests set ``OMNI_CUDA_HABITS=1`` for their own server. If pytest's environment has this setting,
+the servers of all other test modules treat memory in this way too.
 """
 
 from __future__ import annotations

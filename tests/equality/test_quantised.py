@@ -30,7 +30,8 @@ FORMS = {
     "awq-and-gptq": {"thinker": "awq", "talker": "gptq-reordered"},
 }
 
-# Kernels on a GPU need wider models: see docs/configuration.md.
+# Only these cases run on a GPU. The GPU kernels of the other forms need models that are wider than the test checkpoint:
+# see docs/configuration.md.
 ON_GPU = ("fp8-block",)
 
 

@@ -195,7 +195,9 @@ def check_constrained(running: Running, cases: list[Constrained], neighbours: li
 def test_constrained_answers_and_free_neighbours(
     running: Running, constrained: Callable[[str], list[Constrained]]
 ) -> None:
-    """Constrained answers equal the reference's answers with the same logits masked. Other answers do not change."""
+    """Constrained answers equal the answers that the reference gives under the same constraint. The constraint masks
+    the reference's logits. Other answers do not change.
+    """
     cases = constrained(running.checkpoint)
     assert any(any(part["type"] == "image" for part in case.conversation.messages[-1]["content"]) for case in cases)
     check_constrained(running, cases, running.truths.conversations[::3])

@@ -404,7 +404,7 @@ def test_speech_is_that_of_the_text_outside_of_calls(
 
 
 def spoken_ids(tokenizer: Any, ids: list[int], called: Called) -> list[int]:
-    """The ids of the tokens that touch a spoken part of an answer, and no call. The text is ASCII."""
+    """The ids of the spoken tokens of an answer. A token that overlaps a call is not spoken. The text is ASCII."""
     content: set[int] = set()
     for part in called.spoken:
         begin = called.written.index(part)

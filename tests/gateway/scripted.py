@@ -57,7 +57,9 @@ SPEAKER_CONFIG = {"talker_config": {"speaker_id": {"chelsie": 7, "ethan": 8, "ai
 
 
 def tone(samples: int, start: int = 0) -> numpy.ndarray:
-    """A 440 Hz tone with overtones, float32 [`samples`] at 24 kHz, as if cut out of a longer tone at `start`."""
+    """A 440 Hz tone with overtones: float32 [`samples`] at 24 kHz. It is a part of a longer tone, and begins at the
+    sample `start` of the longer tone.
+    """
     time = numpy.arange(start, start + samples) / 24_000
     wave = 0.4 * numpy.sin(880 * numpy.pi * time) + 0.2 * numpy.sin(5000 * numpy.pi * time * (1 + time / 5))
     return wave.astype(numpy.float32)
@@ -230,14 +232,14 @@ class ScriptedPipeline:
         self._count(request_id, source)
 
     def finish(self, request_id: str, reason: Any = "stop", *, choice: int = 0, last: bool = True) -> None:
-        """Send the end of the text of a choice. With `last`, no further message of the stage follows for the
-        request.
+        """Send the end of the text of a choice. If `last` is true, this is the last message of the stage `decode` for
+        the request.
         """
         send = self._end if last else self._send
         send(request_id, "decode", TextDone(reason, USAGE, choice))
 
     def hush(self, request_id: str, frames: int = 0, reason: Any = "stop") -> None:
-        """Send the end of the speech. A text that is read aloud counts as one token for each character."""
+        """Send the end of the speech. If a text is read aloud, each of its characters counts as a token."""
         body = self.bodies[request_id]
         read = len(body.text) if isinstance(body, SpeechRequest) else 0
         self._end(request_id, "code2wav", AudioDone(frames, reason, read))
@@ -320,7 +322,7 @@ class Served:
             return response.status, json.loads(await response.read())
 
     async def read_aloud(self, **fields: Any) -> tuple[int, Any, bytes]:
-        """Status, headers and body of the response to a text that is to be read aloud."""
+        """Request that the server reads a text aloud. Returns status, headers and body of the response."""
         async with self.session.post(f"{self.url}/v1/audio/speech", json={"input": "Hello!"} | fields) as response:
             return response.status, response.headers, await response.read()
 

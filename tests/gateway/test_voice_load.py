@@ -1,4 +1,6 @@
-"""Tests the estimate of how many spoken answers can be played at once, alone and together with simulated stages."""
+"""Tests the estimate of how many spoken answers can be played at once. Some tests use only the estimate, and some also
+use simulated stages.
+"""
 
 from __future__ import annotations
 

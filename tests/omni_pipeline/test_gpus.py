@@ -137,8 +137,8 @@ def listed(value: str | None) -> dict[str, str]:
     return {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
 
 
-# Values of CUDA_VISIBLE_DEVICES, each with the GPUs that are visible with this value. For each GPU, the table has the
-# name of the GPU, and the entry of the GPU in the CUDA_VISIBLE_DEVICES of a worker.
+# Each row has a value of CUDA_VISIBLE_DEVICES, and the GPUs that are visible with this value. For each GPU, the row has
+# two strings: the GPU's name, and the entry that selects the GPU in a worker's CUDA_VISIBLE_DEVICES.
 WHOLE = [
     (None, [("T4", "0"), ("H100", "1"), ("H200", "2")]),
     ("0", [("T4", "0")]),

@@ -59,8 +59,8 @@ def record(reference: RoundedReference, kit: Kit, step: int = 4) -> dict[str, Sp
 
 
 def compare_texts(ours: RoundedReference, truth: RoundedReference, conversations: list[Conversation]) -> Figures:
-    """Compare the reference's answers in two data types. At each token, the comparison includes the change of the best
-    candidate's lead over the second-best.
+    """Compare the reference's answers in two data types. For each token, the comparison also measures how much the lead
+    of the best candidate over the second-best candidate changes.
     """
     texts = Texts()
     for conversation in conversations:

@@ -1,9 +1,9 @@
-"""Measures how far a stage's results are from the reference's results. Rounding hardly changes the few numbers of the
-measurement.
+"""Measures how far a stage's results are from the reference's results. A few figures summarise all the distances:
+medians, percentiles and shares. A smaller figure is always better.
 
 If a router gives two experts nearly equal scores, it may pick a different expert in bfloat16. In this case, all results
-for the token are far from the reference's results. A few such tokens do not change a median. So medians are checked
-first, and tails are checked separately. A smaller number is always better.
+for the token are far from the reference's results. A few such tokens hardly change a median. So the tests check medians
+first, and check large distances separately.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ class Texts:
     same tokens.
 
     Attributes:
-        changes: An error for each token: how much the distance between the log-probabilities of the likeliest and the
-            second-likeliest id differs from the reference's distance.
+        changes: For each token, the error of the lead. The lead is the log-probability of the likeliest id minus the
+            log-probability of the second-likeliest id. Its error is the difference from the lead that the reference
+            gives for the same two ids.
     """
 
     distances: Distances = field(default_factory=Distances)
@@ -87,7 +88,7 @@ class Texts:
         return {**self.distances.figures("log-probabilities"), "tokens that differ": self.others / self.tokens}
 
     def change(self) -> float:
-        """The 99th percentile of the errors of best candidates' leads."""
+        """The 99th percentile of `changes`, the errors of the leads."""
         return float(numpy.quantile(self.changes, 0.99))
 
 

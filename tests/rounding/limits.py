@@ -20,8 +20,8 @@ FILE = Path(__file__).with_name("measured.json")
 CHANGE = "change of a lead: 99th percentile"
 
 FACTORS = {
-    # This figure is the median of hundreds of results. Other correct kernels change this median by 10 %. A layer whose
-    # output is 2 % too large changes it by 50 %.
+    # This figure is the median of hundreds of results. The median changes by 10 % with other correct kernels, and by
+    # 50 % if the output of a layer is 2 % too large.
     "median": 1.4,
     "group": 1.7,  # the median of one group of results
     "90th percentile": 2.0,  # this figure depends mostly on tokens for which a router picked another expert

@@ -5,9 +5,9 @@ limits.
     .venv/bin/python -m tests.rounding.measure            # the table, as docs/gpu-check.md has it
     .venv/bin/python -m tests.rounding.measure --write    # and write tests/rounding/measured.json again
 
-Hugging Face's modules in bfloat16 on the CPU are compared with the same modules in float32 on the same inputs: on the
-two random checkpoints that the tests use, and on the demo model. The program takes some minutes on one core, and needs
-no GPU.
+Hugging Face's modules in bfloat16 on the CPU are compared with the same modules in float32 on the same inputs. The
+program measures three checkpoints: the two random checkpoints that the tests use, and the demo model. It takes some
+minutes on one core, and needs no GPU.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""In bfloat16 and in every layout, a server gives the tokens of its answers about the same probabilities as the
-reference.
+"""In bfloat16 and in every layout, the probabilities that a server computes for the tokens of its answers are close to
+the reference's probabilities.
 
 The reference is forced to generate each answer, and the results are compared token by token. In the demo model, the
-best candidates lead clearly. So the demo model's answers must equal the answers in float32, except where a lead is
-smaller than the error of leads in bfloat16.
+best candidate for a token usually has a large lead over the second-best candidate. So the demo model's answers must
+equal the answers in float32. An answer may differ only from a token on whose lead is smaller than the error that
+bfloat16 causes in leads.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ def test_nothing_compared_is_not_right() -> None:
 def test_a_prompt_that_is_overwritten_while_it_is_computed_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kernels that work in place could overwrite the prompt. If the utterance loses its memory afterwards, it is
-    computed again from wrong rows.
+    """Kernels that work in place could overwrite the prompt. If the utterance loses its memory afterwards, the talker
+    computes the utterance again from the overwritten rows.
     """
     from stages.sglang_engine import environment
 

@@ -180,8 +180,8 @@ def test_replays_that_hold_memory_are_found(monkeypatch: pytest.MonkeyPatch, set
 
     def hoarding(self: FrameGraphs, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if next(calls) % 5 == 0:
-            # This tensor has more than 32 MiB, because malloc always gets so large a block from the system. A smaller
-            # tensor could be in memory that earlier tests have freed.
+            # This tensor has more than 32 MiB, because for a block of this size, malloc always gets new memory from the
+            # system. A smaller tensor could be in memory that earlier tests have freed.
             held.append(torch.ones(9 * 1024, 1024))
         return plain(self, *given)
 

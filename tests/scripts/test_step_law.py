@@ -167,7 +167,7 @@ def test_a_process_that_waits_for_a_gpu_is_not_overtaken(tmp_path: Path) -> None
 
 def test_short_form_runs_by_the_law(checkpoints: Callable[[str], Path]) -> None:
     """The test uses one stream in the colocated layout. The number of streams that play without a gap depends on the
-    machine, but no stream is faster than its steps.
+    machine. But on every machine, a stream gets its sound only as fast as its steps allow.
     """
     few = ["--tokens", "6", "--audio-frames", "15", "--requests", "2", "--max-streams", "1"]
     options = measure_step_law.parser().parse_args(["--model-path", str(checkpoints("nano")), *few])

@@ -40,7 +40,7 @@ def server(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def speaker(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
-    """A server that can answer with speech. It does not enlarge pictures so much that encoding them takes seconds."""
+    """A server that can answer with speech. A limit on enlarged pictures keeps the time to encode them short."""
     config = {"stages": {"preprocessing": {"options": {"max_resized_pixels": 1_000_000}}}}
     server = Server(tiny_checkpoint, repository, config, ["--model-name", "qwen3-omni"], speech=True).start()
     yield server

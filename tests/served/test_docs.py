@@ -20,7 +20,8 @@ from tests.server import Server
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/quickstart.md", "docs/usage.md", "docs/realtime.md", "docs/migrating.md")
-# GPUs on which the commands of the pages fit. A colocated layout has all stages on one GPU.
+# GPUs that have enough memory for the commands of the pages. `ONE` is for commands with a colocated layout, which has
+# all stages on one GPU.
 SEVERAL, ONE = "4xH100-80GB", "1xH200-141GB"
 
 

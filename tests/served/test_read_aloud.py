@@ -26,7 +26,7 @@ FRAMES = 12
 GREEDY = {"stage_sampling": {"talker_ar": {"temperature": 0, "max_tokens": FRAMES + 1}}}
 SHORT = {"voice": "ethan", "response_format": "pcm"} | GREEDY
 
-# Requests of the table that exceed limits which this server does not have.
+# Requests of `WRONG` that exceed the limits of `test_speech_request`, but not the limits of this server.
 OWN_LIMITS = {"long input", "long talker"}
 
 

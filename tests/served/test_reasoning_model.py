@@ -338,7 +338,9 @@ def test_the_effort_and_the_limit_of_a_response_act(client: openai.OpenAI) -> No
 
 
 def test_the_output_of_a_response_is_read_again_as_chat_reads_it(reasoner: Server, client: openai.OpenAI) -> None:
-    """The template shows only the reasoning after the last question. So the history must keep this reasoning."""
+    """The chat template writes only reasoning that comes after the last question. In this test, the reasoning of the
+    first response comes after the last question, so the second prompt must contain this reasoning.
+    """
     first = client.responses.create(
         model="thinking", input="Hello!", max_output_tokens=32, extra_body={"thinking_token_budget": 4}
     )

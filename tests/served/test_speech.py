@@ -89,7 +89,9 @@ def test_sound_alone_has_its_text_in_the_transcript(client: openai.OpenAI) -> No
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_id_of_a_spoken_answer_stands_for_its_text(client: openai.OpenAI, stream: bool) -> None:
-    """The model gives the same answer as after the written text: the same tokens with the same probabilities."""
+    """A later request has either the id of a spoken answer or the written text of this answer. In both cases, the model
+    gives the same tokens with the same probabilities.
+    """
     asked = {"modalities": ["audio"], "audio": {"voice": "aiden", "format": "pcm16"}}
     if stream:
         pieces = [
@@ -245,8 +247,8 @@ def test_first_codes_are_drawn_as_the_reference_draws_them(client: openai.OpenAI
     was drawn.
 
     A frame's sound is a function of its codes, so equal sounds mean equal codes. The expected shares are the
-    reference's probabilities of codebook 0 under its default sampling. A frame's code is the one for which the
-    reference's own decoder gives the same sound.
+    reference's probabilities of codebook 0 under its default sampling. To find the code of a frame, the test decodes
+    every possible code with the reference's own decoder, and compares the sounds with the frame's sound.
     """
     draws = 160
     fields = {"talker_max_new_tokens": 2, "stage_sampling": {"code_predictor": {"temperature": 0}}}

@@ -19,12 +19,13 @@ from stages.talker_ar.voice_order import VoiceOrder
 
 @dataclass
 class Laws:
-    """Seconds of each kind of work.
+    """Durations of each kind of work, in seconds.
 
     Attributes:
-        prompt: The talker's prefill of one prompt, during which no utterance gets a frame.
-        step: A batch of frames, by its number of utterances.
-        chunk: A batch of chunks, by its number of utterances and the frames of each.
+        prompt: Duration of the talker's prefill of one prompt. During the prefill, no utterance gets a frame.
+        step: Duration of a batch of frames. The argument is the number of utterances.
+        chunk: Duration of a batch of chunks. The arguments are the number of utterances, and the number of frames of
+            each utterance.
     """
 
     prompt: float

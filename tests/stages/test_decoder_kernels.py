@@ -70,7 +70,9 @@ def test_attend_with_scores_beyond_the_range_of_the_exponential() -> None:
 
 
 def test_the_exponential_is_as_exact_as_the_librarys() -> None:
-    """With weights of one, the gate is x · sigmoid(x), and its relative error is that of the exponential."""
+    """With weights of one, the gate is x · sigmoid(x). So the relative error of the gate is the relative error of the
+    exponential.
+    """
     x = torch.linspace(-80, 20, 4000)
     result = torch.empty(1, len(x))
     decoder_kernels.gate(torch.cat((x, torch.ones_like(x)))[None].numpy(), result.numpy())

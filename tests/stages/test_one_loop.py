@@ -16,7 +16,7 @@ def run(streams: int, *, answers: int = 8, **options: bool | int) -> OneLoop:
 
 @pytest.mark.parametrize("streams", [4, 8, 12, 13])
 def test_answers_play_without_a_gap_up_to_most_of_the_throughput(streams: int) -> None:
-    """With more than about 17 streams, the GPU makes less sound than they need, so no order can avoid gaps."""
+    """With more than about 17 streams, the GPU makes less sound than the streams need, so no order can avoid gaps."""
     loop = run(streams)
     assert loop.gapless >= 0.99
     assert loop.sound > 1.05 * streams

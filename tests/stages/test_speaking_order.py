@@ -87,7 +87,7 @@ def test_answers_play_without_a_gap_when_frames_come_only_a_little_faster_than_t
     laws: Laws, streams: int
 ) -> None:
     """Each listener gets 1.3 seconds of sound per second. At this rate, playing cannot start with the first frame. The
-    later chunks are longer, so each later chunk would be due before it is complete.
+    later chunks are longer, so the player would run out of sound before a later chunk is complete.
     """
     utterances = closed_loop(streams, 6, 60, seed=streams)
     play(utterances, (VoiceOrder(), ListenerOrder((*SIZES, 8), 256, 256)), laws)
@@ -135,7 +135,7 @@ def test_order_costs_little_throughput() -> None:
 
 
 def test_nobody_waits_while_nobody_else_is_short() -> None:
-    """A single answer is made as fast as in the order of arrival, with the same chunk sizes."""
+    """A single answer is as fast with `just_in_time` as with `first_come`. Both orders use the same chunk sizes."""
     for frames in (1, 5, 200):
         ends = []
         for orders in (first_come(), just_in_time()):
@@ -146,8 +146,8 @@ def test_nobody_waits_while_nobody_else_is_short() -> None:
 
 
 def test_whole_answers_are_not_delayed_by_listeners() -> None:
-    """A quarter of the answers are not streamed. These answers take hardly longer than if the stages work in the order
-    of arrival.
+    """A quarter of the answers are not streamed. With `just_in_time`, these answers take hardly longer than with
+    `first_come`.
     """
     times = []
     for orders in (first_come(), just_in_time()):

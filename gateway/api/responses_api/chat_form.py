@@ -118,14 +118,16 @@ class _Conversation:
         self.calls: list[list[str]] = []
 
     def add(self, message: chat.ChatMessage, content: str) -> None:
-        """Add a message whose content has this path."""
+        """Add a message. `content` is the path of its content in the Responses request."""
         self.messages.append(message)
         self.contents.append(content)
         self.calls.append([])
 
     def add_item(self, item: schema.Item, path: str) -> None:
-        """Add the item at this path. In chat completions, the reasoning, the message that follows the reasoning, and
-        the calls that follow the message are one answer.
+        """Add `item`, whose path in the Responses request is `path`.
+
+        In the Responses request, reasoning, a message and calls that follow each other are separate items. In chat
+        completions, they are one answer.
         """
         match item:
             case schema.MessageItem():
@@ -209,7 +211,7 @@ def tool_form(tool: schema.FlatTool) -> chat.FunctionTool:
 
 
 def tool_choice_form(choice: schema.ToolChoice | None) -> chat.ToolChoice | None:
-    """Converts a choice of tools of the Responses API into a choice of tools of chat completions."""
+    """Converts the field `tool_choice` of the Responses API into the same field of chat completions."""
     match choice:
         case schema.FlatNamedTool():
             return _named(choice)

@@ -23,8 +23,8 @@ _ROWS = (
 def show_talk(report: TalkReport, console: Console) -> None:
     """Print the results of the measurement with each number of sessions. All times are in milliseconds."""
     console.print(
-        f"[bold]{escape(report.model)}[/] at {escape(report.url)}: spoken turns, {report.silence_ms} ms of silence end "
-        f"a turn, {report.interrupted_share:.0%} of the answers interrupted, times in ms",
+        f"[bold]{escape(report.model)}[/] at {escape(report.url)}: spoken turns; {report.silence_ms} ms of silence end "
+        f"a turn; {report.interrupted_share:.0%} of the answers are interrupted; all times are in ms",
         highlight=False,
         soft_wrap=True,
     )

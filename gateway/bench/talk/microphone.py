@@ -32,7 +32,7 @@ class Microphone:
 
     Args:
         send: Sends one packet of pcm16.
-        speed: Number of seconds of sound that are sent in a second.
+        speed: Seconds of sound to send per second. With 1, the sound is sent in real time.
     """
 
     def __init__(self, send: Callable[[bytes], Awaitable[None]], speed: float = 1.0) -> None:

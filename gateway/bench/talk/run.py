@@ -26,7 +26,8 @@ from omni_pipeline.errors import StartupError
 
 # Each session begins at a random time within this number of seconds.
 _SPREAD = 1.0
-# A talker interrupts an answer at a random time between these seconds of the answer.
+# If a talker interrupts an answer, the interruption comes at a random time between `_EARLIEST` and `_LATEST`, in
+# seconds after the first sound of the answer.
 _EARLIEST, _LATEST = 0.05, 0.6
 
 

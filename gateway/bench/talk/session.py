@@ -28,7 +28,8 @@ class TalkSettings(Struct, frozen=True, kw_only=True):
 
     Attributes:
         url: Address of the server, with or without ``/v1``.
-        speed: Seconds of sound per second that the microphone sends, and that the talker listens to.
+        speed: Speed of the conversation. With 1, the microphone sends one second of sound per second, and the talker
+            listens to one second of sound per second.
         silence_ms: The length of silence that ends a turn. The session sends this setting to the server.
         lengths: Exact numbers of text tokens and of codec frames in each answer; None lets the model end its answers.
             Only this project's server supports the fields that set these numbers.

@@ -22,8 +22,8 @@ class Turn(Struct, frozen=True):
     """One turn of the talker.
 
     Attributes:
-        interrupts_after: Seconds of the answer after which the talker interrupts the answer with the next turn. None
-            means that the talker listens to the end.
+        interrupts_after: Seconds from the first sound of the answer until the talker interrupts the answer with the
+            next turn. None means that the talker listens to the end.
     """
 
     utterance: Utterance
@@ -73,7 +73,7 @@ async def converse(session: TalkSession, turns: deque[Turn], speed: float, repor
     the session fails.
 
     Args:
-        speed: Number of seconds of sound that the talker listens to in a second.
+        speed: Seconds of sound that the talker listens to per second. With 1, the talker listens in real time.
         report: Called after the end of each turn. The argument contains the measurements of the turn.
     """
     interruption: tuple[Turn, Spoken] | None = None

@@ -120,9 +120,9 @@ class Response:
     async def _make(self, exchanges: Exchanges, sender: Sender) -> None:
         """Make the answer to the first prompt that is not too long.
 
-        The thinker has already begun its text when the talker finds that a prompt is too long. If the client has
-        received some of this text, the response fails, because another answer would have another text. The next
-        response begins with the shorter prompt.
+        If a prompt is too long for the talker, the talker reports this only after the thinker has begun its text. If
+        the client has received some of this text, the response fails, because the answer to a shorter prompt would have
+        a different text. The next response begins with the shorter prompt.
         """
         chat: ChatRequest | None = next(self._prompts)
         for attempt in itertools.count():
@@ -161,7 +161,7 @@ class Response:
             self.first_sound = time.monotonic()
 
     def _end_as_made(self) -> None:
-        """If the response is released, end it with the outcome of the pipeline."""
+        """If the response is released, end it. Its status depends on how the pipeline's answer has ended."""
         if self.answer is None:
             return
         done = self.answer.text_done

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy
 
 MOST_WINDOWS = 32
-"""Largest number of windows that one job judges. After this number, the jobs of other sessions can run."""
+"""Largest number of windows in one job. After each job, the jobs of other sessions can run."""
 
 _SAMPLES_PER_MS = HEARD_RATE // 1_000
 

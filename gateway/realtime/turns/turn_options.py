@@ -34,7 +34,7 @@ class ServerVad(TurnSettings, frozen=True, kw_only=True, tag_field="type", tag="
 
     Attributes:
         threshold: Lowest probability of speech at which a window of sound counts as speech.
-        prefix_padding_ms: The turn also contains this length of the sound before the first speech.
+        prefix_padding_ms: Length of the sound before the first speech that also becomes a part of the turn.
         silence_duration_ms: Length of the silence that ends a turn.
         idle_timeout_ms: If the user is silent for this time after an answer has been played, the model speaks without
             being asked. None means that the model never speaks without being asked.

@@ -33,7 +33,7 @@ that its question names. The last two heads attend from each row after the visua
 `EVENLY`).
 """
 EVENLY = 3
-"""Index of the first of the `HEADS` that attend to all visual rows evenly, whatever the rows show. So the outputs of
+"""The heads in `HEADS` from this index on attend to all visual rows evenly, whatever the rows show. So the outputs of
 these heads are averages over the rows. The averages are proportional to the total amounts of the things.
 """
 
@@ -157,15 +157,15 @@ def _number(facts: Facts, kind: str, colour: str | None) -> int | None:
 
 
 def _add(found: list[Look], head: int, origin: int, at: Tensor) -> None:
-    """Add an attention target, if at least one of its target rows is at its origin or before it. (A row cannot attend
-    to later rows.)
+    """Add an attention target for the row `origin`. If neither this row nor an earlier row is a target row, add
+    nothing, because a row cannot attend to later rows.
     """
     if at[: origin + 1].any():
         found.append(Look(head, origin, at))
 
 
 def counted(all_counts: Sequence[Sequence[Count]]) -> list[Counts]:
-    """Collect the counts of a batch's prompts, layer by layer."""
+    """Collect the `Count`s of a batch's prompts, layer by layer."""
     batch = []
     for after in range(len(COUNTED)):
         chosen = [(number, one) for number, counts in enumerate(all_counts) for one in counts if one.after == after]
@@ -175,7 +175,7 @@ def counted(all_counts: Sequence[Sequence[Count]]) -> list[Counts]:
 
 
 def gathered(all_looks: Sequence[Sequence[Look]], length: int) -> list[Looks]:
-    """Collect the looks of a batch's prompts, head by head."""
+    """Collect the `Look`s of a batch's prompts, head by head."""
     batch = []
     for head in range(len(HEADS)):
         chosen = [(number, look) for number, looks in enumerate(all_looks) for look in looks if look.head == head]
@@ -187,7 +187,9 @@ def gathered(all_looks: Sequence[Sequence[Look]], length: int) -> list[Looks]:
 
 
 def _places(chosen: Sequence[tuple[int, Look | Count]]) -> tuple[Tensor, Tensor]:
-    """Two tensors, with one entry for each pair in `chosen`: the index of its prompt, and the row `origin`."""
+    """Two tensors, each with one entry for each pair in `chosen`. The first tensor contains the indices of the prompts.
+    The second tensor contains the rows `origin`.
+    """
     prompts = torch.tensor([number for number, _ in chosen], dtype=torch.long)
     return prompts, torch.tensor([one.origin for _, one in chosen], dtype=torch.long)
 
@@ -198,7 +200,7 @@ def astray(query: Tensor, key: Tensor, wanted: Looks, evenly: bool = False) -> T
 
     Args:
         query, key: The head's queries and keys, [batch, length, head size].
-        wanted: The head's looks.
+        wanted: The head's targets.
         evenly: Whether the head should divide all its attention equally among the target rows. The shares of the rows
             must agree to within one percent. With larger differences, the sum over the rows would not show whether
             there are eight things or nine.

@@ -28,7 +28,7 @@ In a real clip most cells are empty. An empty cell costs as much compute as a fu
 
 
 def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
-    """The visual rows of a picture or clip that shows `facts`, which must not be None."""
+    """The visual rows of a picture or clip that shows `facts`. The argument `facts` must not be None."""
     width, height = rng.choice(tuple((PICTURE_SIZES if isinstance(facts, Picture) else CLIP_SIZES).values()))
     columns, rows = width // CELL, height // CELL
     if not isinstance(facts, Picture) and rng.random() < _SMALL_CLIPS:

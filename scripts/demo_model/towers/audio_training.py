@@ -40,8 +40,8 @@ class SpokenQuestion:
     ids: Tensor
     """int64: the spoken tokens."""
     said_at: Tensor
-    """int64 [rows of the tower]: for each row, the token that is half spoken during the row, or the silence token. If
-    two tokens belong to the same row, the second token gets the next row.
+    """int64 [rows of the tower]: for each row, the token whose middle is spoken during the row, or the silence token.
+    If two tokens belong to the same row, the second token gets the next row.
     """
     text: str
 

@@ -82,7 +82,8 @@ class Observed:
         """Return a `thinker.training.Source` of conversations about these pictures, clips and questions.
 
         If the audio tower has not been run on a question, `imagined_sound` makes the rows of the spoken question. But
-        if `imagination` is false, the source first replaces this question by another question, up to a thousand times.
+        if `imagination` is false, the source draws other questions until it finds one on which the tower has been run.
+        After a thousand draws without success, `imagined_sound` makes the rows of the last question.
         """
 
         def make(rng: Random, kind: str) -> LabelledConversation:

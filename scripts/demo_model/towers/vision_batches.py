@@ -71,7 +71,9 @@ def _rotated(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @functools.cache
 def _grid(grid: tuple[int, int], side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The positions of one frame's patches, and the indices and weights that resample the learned positions to them."""
+    """The positions of one frame's patches, and the indices and weights with which the learned positions are resampled
+    for these patches.
+    """
     thw = torch.tensor([[1, *grid]])
     indices, weights = get_vision_interpolation_indices_and_weights(
         thw, num_grid_per_side=side, mode="bilinear", align_corners=True, spatial_merge_size=MERGE, kwargs={}

@@ -31,8 +31,8 @@ PICTURE_SIZES = {(640, 480): (320, 256), (480, 480): (288, 288), (640, 360): (38
 CLIP_SIZES = {(320, 240): (448, 320), (256, 256): (384, 384)}
 
 MARK = 0.5
-"""The amount of a drawing in each cell that contains strokes of it. The amount is less than 1, because many cells
-contain strokes, and none of them shows the whole drawing.
+"""Each cell that contains strokes of a drawing contains this amount of the drawing. The amount is less than 1, because
+many cells contain strokes, and no cell shows the whole drawing.
 """
 _RECOGNISABLE = 0.5
 """The minimum share of finished strokes with which a drawing can be recognised. With a smaller share, the correct

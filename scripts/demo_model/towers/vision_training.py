@@ -31,8 +31,8 @@ _DIRECTIONS = slice(len(NAMES) + len(COLOURS), len(NAMES) + len(COLOURS) + len(D
 _PAIRS = slice(len(WORDS) - len(PAIRS), len(WORDS))
 _CLIP_SHARE = 0.45
 _LENGTH = 3.0
-"""The squared length of every row without its mark (see `codebook`), if the row of one word has length 1. Three words
-describe a thing (`vision_lessons.words_for`).
+"""The squared length of every row without its mark (see `codebook`). The unit is the squared length of the row of one
+word. Three words describe a thing (`vision_lessons.words_for`).
 """
 ROW_LENGTH = _LENGTH + 1
 """The squared length of every row with its mark, in the same unit."""
@@ -56,9 +56,9 @@ def codebook() -> Tensor:
 
     The rows of kinds, colours and directions are the thinker's own token embeddings. The row of a cell is a sum. For a
     red car that moves left, the sum contains the rows of " car", " red" and " left". For half of this car, the sum
-    contains half of these rows. So a thinker that can read words can read pictures. `PAIRS` are not tokens: the row of
-    each pair is orthogonal to all other rows, and has the same length. The mark is in every visual row and in no text
-    row. A head can use the mark to attend to all visual rows evenly. This is how the thinker counts.
+    contains one half of each of these rows. So a thinker that can read words can read pictures. `PAIRS` are not tokens:
+    the row of each pair is orthogonal to all other rows, and has the same length. The mark is in every visual row and
+    in no text row. A head can use the mark to attend to all visual rows evenly. This is how the thinker counts.
     """
     rows, ids = torch.from_numpy(token_embeddings()), vocabulary().id
     words = rows[[ids(f" {word}") for word in WORDS[: _PAIRS.start]]]

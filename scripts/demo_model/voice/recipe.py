@@ -43,8 +43,8 @@ _ALONE = 0.6
 """The share of the talker's training steps that have no prompt. These are the first steps."""
 _CONVERSE_STEPS, _CONVERSE_RATE = 1200, 6e-4
 _RECALLED_EVERY = 4
-"""In the training stage `converse`, every n-th step has a prompt with random media rows. n is this number. The prompts
-of all other steps have the thinker's states.
+"""In the training stage `converse`, some of the steps have prompts with random media rows. This number is the distance
+between two of these steps. The prompts of all other steps have the thinker's states.
 """
 _SEED = 4
 

@@ -41,8 +41,8 @@ talker cannot rely on its earlier codes, so it learns to follow the text.
 _NEAR = 12
 """For each code, the number of similar codes by which it may be replaced."""
 _PREDICTED_EVERY = 2
-"""The code predictor is trained on every n-th frame. n is this number. If the code predictor were trained on all
-frames, its training would take half of the time of a step.
+"""The code predictor is trained on some of the frames. This number is the distance between two of these frames. If the
+code predictor were trained on all frames, its training would take half of the time of a step.
 """
 _CODE_STD = 0.35
 _READING_LAYER = -2

@@ -21,10 +21,10 @@ _AT_ONCE = {"picture": 6, "clip": 2, "nothing": 12}
 
 
 class Recalled:
-    """Makes the user's turns of conversations about the media in `observed`. The media rows of these turns are the
-    thinker's states for these rows.
+    """Makes the user's turns of conversations about the media in `observed`. In these turns, each media row is the
+    state that the trained thinker computes for this row.
 
-    As in generation, the states are those that enter layer `accept_hidden_layer`.
+    As in generation, these states are the inputs of the layer `accept_hidden_layer`.
     """
 
     def __init__(self, maker: PromptMaker, thinker: ThinkerDecoder, observed: Observed, seed: int, accept: int):

@@ -142,7 +142,7 @@ def facts(rng: Random) -> Facts:
 
 
 def answer(rng: Random) -> str:
-    """Return a random answer. Answers are as frequent as in conversations."""
+    """Return a random answer. Each answer is as probable as in a conversation."""
     return ask(facts(rng), rng).answer
 
 

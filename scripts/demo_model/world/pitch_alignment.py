@@ -22,8 +22,8 @@ _STEADY = 0.03
 
 
 def in_step(sound: Sound, tone: float, rate: int) -> Sound:
-    """`sound` with its voiced parts shifted in time, so that the tone has the same phase in all parts. If the tone
-    already began at sample 0, its phase at sample 0 would be zero. `tone` is the frequency of the tone in hertz. The
+    """`sound` with its voiced parts shifted in time, so that the tone has the same phase in all parts. If the tone of
+    any part is continued back to sample 0, its phase there is zero. `tone` is the frequency of the tone in hertz. The
     length of the sound does not change.
     """
     hop = round(_STEP * rate)

@@ -63,8 +63,8 @@ class SyntheticVoice:
 def speak(text: str, voice: SyntheticVoice, rate: int = 24000) -> Sound:
     """Speak `text` with `voice`: samples at `rate` per second, with short silences around them.
 
-    A program that speaks the same texts in the same order gets the same samples. Earlier speech changes a few samples,
-    because the engine's noise generator keeps its state and cannot be reset.
+    A program that speaks the same texts in the same order gets the same samples. With other texts before `text`, a few
+    samples differ, because the engine's noise generator keeps its state and cannot be reset.
 
     Raises:
         ValueError: espeak-ng has no voice with this accent and timbre.

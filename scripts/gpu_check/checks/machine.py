@@ -32,8 +32,8 @@ HOOKS = {
     "Qwen3OmniMoeCode2WavDecoderResidualUnit": ("act1", "conv1", "act2", "conv2"),
     "Qwen3OmniMoeCode2WavDecoderBlock": ("block",),
 }
-"""The classes of the library transformers that the stages use. Each class has a list of names. The stages depend on the
-parts of the class with these names. The source of the modeling module must contain all these names.
+"""The keys are classes of the library transformers that the stages use. Each value names the parts of the class that
+the stages depend on. The source of the modeling module must contain all these names.
 """
 
 

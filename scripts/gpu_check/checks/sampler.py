@@ -93,8 +93,9 @@ def _equality(setup: Setup, rows: int, vocabularies: tuple[int, ...]) -> Finding
             for _ in range(3):
                 different += sum(a != b for a, b in zip(here(), there(), strict=True))
                 compared += rows
-    # The device and the CPU round the border between two ids differently. If a random number lies between the two
-    # values of a border, the ids differ. This happens about once in 1e12 draws.
+    # The device and the CPU compute slightly different borders between two ids, because they round differently. If a
+    # random number lies between the device's border and the CPU's border, the ids differ. This happens about once in
+    # 1e12 draws.
     return Finding("sampler: equal to the CPU", not different, {"picks": compared, "different": different})
 
 

@@ -128,8 +128,8 @@ def _reference(setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone:
         furthest = max(furthest, float((best - chosen).max()))
         different += int((truth.argmax(-1) != torch.tensor(answer.ids)).sum())
         picks += len(answer.ids)
-    # The limit is 1.5 × Hugging Face's own error in this data type, with a small margin. Both the best logit and the
-    # logit of a pick may have this error.
+    # The limit for a logit is 1.5 × Hugging Face's own error in this data type, plus a small margin. A pick may be
+    # below the best logit by twice the limit, because both logits may have this error.
     limit = 1.5 * rounding + 1e-3
     figures = {
         "picks": picks, "different": different, "furthest_below_best": furthest, "off_float32": off,

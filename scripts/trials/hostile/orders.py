@@ -89,7 +89,8 @@ class HostileProcess:
 
     async def end(self) -> list[AttackResult]:
         """End all attacks and close all connections of the clients. Return the results of the attacks."""
-        # Pass an input, because without one `communicate` does not close the standard input of the process.
+        # The empty input is necessary: without an input, `communicate` does not close the standard input of the
+        # process.
         out, _ = await self._process.communicate(b"")
         return msgspec.json.decode(out, type=list[AttackResult])
 

@@ -1,8 +1,8 @@
 """Orders the work for readers: clients take turns, short work comes before long work, and no job waits for ever.
 
-The next job comes from the client that has the fewest readers at work. If several clients have this number of readers,
-the job with the earliest turn goes first. The jobs of one client also go in the order of their turns. The *turn* is a
-time: the job's arrival, plus `AGEING` times the estimated time of the job, plus the time for which readers have
+The next job comes from the client that has the fewest readers at work. If several clients have equally few readers at
+work, the job with the earliest turn goes first. The jobs of one client also go in the order of their turns. The *turn*
+is a time: the job's arrival, plus `AGEING` times the estimated time of the job, plus the time for which readers have
 recently worked for the client. Each of these two additions is at most `MOST_AGEING_SECONDS`.
 
 Each reader has a lane, which is the set of jobs that the reader accepts. So long jobs never occupy all readers.

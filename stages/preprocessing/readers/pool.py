@@ -8,8 +8,8 @@ A reader is killed and replaced in these cases:
 - The job takes too long.
 - The job was expected to be short, but turns out to be long while other short jobs wait. Then the job runs again as a
   long job.
-- A job of another client has waited for `YIELD_SECONDS`. The client of the reader's job uses at least two readers more
-  than the client of the waiting job. Then the reader's job runs again later.
+- The client of the reader's job uses at least two readers more than another client, and a job of this other client has
+  waited for `YIELD_SECONDS`. Then the reader's job runs again later.
 - The reader has ended its job and has a low priority, because the job was long. See `ReaderPool._lower`.
 If a reader ends by itself, only its job is affected: see `ReaderPool._lose`.
 """
@@ -65,8 +65,8 @@ OVERRUN_SECONDS = 10.0
 # that should give a reader to another client.
 LOOK_SECONDS = 0.5
 
-# If a job has waited for this time, another client must give up a reader for the job. But a client must give up a
-# reader only if this client uses at least two readers more than the job's client.
+# When a job has waited for this time, a client that uses at least two readers more than the job's client must give up
+# one of its readers. If there is no such client, the job waits longer.
 YIELD_SECONDS = 1.0
 
 # The niceness of readers with long jobs (see `nice(2)`), which gives them a low priority. So if there are too few
@@ -485,7 +485,8 @@ class ReaderPool:
             self._failed_starts += 1
             if self._failed_starts >= MOST_FAILED_STARTS:
                 raise StageBroken(
-                    f"{self._failed_starts} reader processes in a row ended while they started; the last end: {how}"
+                    f"{self._failed_starts} reader processes in a row ended while they started; "
+                    f"the end of the last one: {how}"
                 )
         job = reader.job
         if job is not None:

@@ -100,8 +100,8 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         self.position_deltas = torch.zeros(slots, dtype=torch.float32, device=self.angles.inverse.device)
 
     def load_part(self, part: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Load the weights of the checkpoint's part with the prefix `part`. In `weights`, the names are the names that
-        this model uses.
+        """Load one part of the checkpoint. In the checkpoint, the names of the part's weights have the prefix `part`.
+        In `weights`, these weights already have the names that this model uses.
 
         Raises:
             StartupError: Weights are missing. Or weights are quantised although, according to the checkpoint's config,

@@ -4,7 +4,7 @@ SGLang's own definition of this model includes both encoders and gets media thro
 server the encoders are separate stages. So this model is SGLang's Qwen3-MoE decoder with four changes:
 - it uses the angles of `rotary`;
 - it accepts embedding rows for media;
-- it adds deepstack rows at another place than SGLang's definition;
+- it adds deepstack rows, but not at the same place as SGLang's definition;
 - it copies hidden states for the talker.
 """
 

@@ -58,7 +58,7 @@ async def tool_loop(items: list[Any], *, streamed: bool = False) -> dict[str, An
         params_json_schema=STOCK["parameters"],
         on_invoke_tool=look,
     )
-    # After the first call, the library itself sets the choice to `auto`.
+    # After the first call, the library itself sets `tool_choice` to `auto`.
     guide = agent(tools=[tool], model_settings=ModelSettings(tool_choice="required", parallel_tool_calls=False))
     if streamed:
         run = Runner.run_streamed(guide, items)

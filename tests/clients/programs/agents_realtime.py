@@ -117,7 +117,7 @@ async def tool_call() -> dict[str, Any]:
 
     async def look(context: Any, arguments: str) -> str:
         called.append({"name": STOCK["name"], "arguments": json.loads(arguments)})
-        # If the choice remained this tool, the model would call the tool again instead of speaking about the result.
+        # If `tool_choice` remained unchanged, the model would call the tool again instead of speaking about the result.
         await one.session.model.send_event(RealtimeModelSendSessionUpdate({"tools": [tool], "tool_choice": "auto"}))
         return "3"
 

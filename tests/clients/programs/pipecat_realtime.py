@@ -142,7 +142,8 @@ async def tool_call() -> dict[str, Any]:
 
     async def look(call: Any) -> None:
         called.append({"name": call.function_name, "arguments": dict(call.arguments)})
-        # With the choice `required`, the model would call the tool again instead of speaking about the result.
+        # If `tool_choice` remained `required`, the model would call the tool again instead of speaking about the
+        # result.
         update = events.SessionUpdateEvent(session=events.SessionProperties(tool_choice="auto"))
         await call.llm.send_client_event(update)
         await call.result_callback("3")

@@ -209,7 +209,9 @@ def talker(model_path: str) -> dict[str, Any]:
 
 
 class _Ring:
-    """Drives the talker in place of the thinker and the predictor. The predictor's results are replaced by zeros."""
+    """Sends the talker the messages that it would get from the thinker and from the predictor. The predictor's results
+    are replaced by zeros.
+    """
 
     def __init__(self, rules: CudaRules, stage: Talker) -> None:
         self.talker = stage
@@ -286,7 +288,9 @@ def _on_gpu() -> Iterator[CudaRules]:
 def _request(
     name: str, length: int, engine: Engine, *, clip: bool = False, max_tokens: int = 12, **params: Any
 ) -> Generation:
-    """A prompt of the given number of tokens: text, or mostly rows of a clip with deepstack."""
+    """A request whose prompt has `length` tokens. Without `clip`, the prompt is text. With `clip`, most of the prompt's
+    tokens are rows of a clip, with deepstack.
+    """
     ids = torch.arange(length) + 10
     sampling = Sampling(max_tokens=max_tokens, **params)
     if not clip:

@@ -52,7 +52,7 @@ def quantised(samples: numpy.ndarray) -> numpy.ndarray:
 
 
 def likeness(heard: numpy.ndarray, rate: int, meant: numpy.ndarray) -> tuple[float, float, float]:
-    """The best correlation of `heard` with `meant` over all shifts, the shift of this correlation in seconds, and the
+    """Shift `heard` against `meant` until they correlate best. Returns this correlation, the shift in seconds, and the
     ratio of the energies.
     """
     positions = numpy.arange(int(len(heard) * SAMPLE_RATE / rate)) * rate / SAMPLE_RATE

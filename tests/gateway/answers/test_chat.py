@@ -366,7 +366,7 @@ class TestSlowReader:
         request_id = await pipeline.submitted.get()
         pipeline.say(request_id, "x")
         await reader.readuntil(b"\r\n\r\n")
-        # The sockets buffer some megabytes, so the text must be larger than that before any of it waits in the server.
+        # The sockets buffer some megabytes, so only a longer text has parts that wait in the server.
         while pipeline.aborted.empty():
             pipeline.say(request_id, "x" * 20_000)
             await asyncio.sleep(0)

@@ -59,7 +59,7 @@ VALUES = [text.encode("latin-1" if "\xed" in text else "utf-8") for text in (*NU
 
 
 def within(*path: str) -> dict[str, Any]:
-    """A request with the placeholder `HOLE` at this path."""
+    """A request with the placeholder `HOLE` in the field to which the names in `path` lead."""
     value: Any = HOLE
     for name in reversed(path):
         value = {name: value}

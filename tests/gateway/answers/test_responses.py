@@ -238,7 +238,7 @@ class TestCalls:
 
 class TestReasoning:
     async def _asked(self, pipeline: ScriptedPipeline, asked: asyncio.Task[Any], *, text: str, end: str) -> Any:
-        """The answer to `asked`: reasoning of two pieces, and a text."""
+        """The answer to `asked`: reasoning in two pieces, and a text."""
         request_id = await pipeline.submitted.get()
         pipeline.call(request_id, reasoning="Hm", logprobs=[token("Hm")])
         pipeline.call(request_id, reasoning=".", text=text, logprobs=[token("."), token(text)] if text else [])

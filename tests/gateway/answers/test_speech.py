@@ -393,8 +393,7 @@ class TestEnd:
             pipeline.speak(request_id, tone(1365))
             await reader.readuntil(b"\r\n\r\n")
             piece = tone(15_360)
-            # The sockets buffer some megabytes, so the speech must be larger than that before any of it waits in the
-            # server.
+            # The sockets buffer some megabytes, so only longer speech has parts that wait in the server.
             while pipeline.aborted.empty():
                 pipeline.speak(request_id, piece)
                 await asyncio.sleep(0)

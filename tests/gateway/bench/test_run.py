@@ -109,7 +109,7 @@ async def test_answers_of_another_length_are_counted(data: Path) -> None:
 async def test_refused_warm_up_ends_the_run_and_names_the_flag(data: Path) -> None:
     async with scripted(REFUSED) as server:
         with pytest.raises(
-            StartupError, match=r"unknown_parameter: Unknown\. \(.*with --natural the field is left out\.\)"
+            StartupError, match=r"unknown_parameter: Unknown\. \(.*with --natural, the field is not sent\.\)"
         ):
             await run(plan(server.url, data), Watcher())
         assert len(server.bodies) == 1

@@ -112,7 +112,7 @@ def test_an_empty_root_forbids_local_files(tree):
 
 @pytest.mark.parametrize("path", ["outer-directory/key", "outer-directory/sub/../key"])
 def test_a_directory_exchanged_after_the_check_leads_nowhere(tree, monkeypatch, path):
-    # This replacement of the check returns the path as if `outer-directory` were still a directory and not yet a link.
+    # This replacement of the check accepts the path, as if `outer-directory` had become a link only after the check.
     monkeypatch.setattr(LocalFiles, "_inside", lambda self, path, param: tree / "root" / path)
     (tree / "secret" / "sub").mkdir()
     assert outcome(str(tree / "root"), path) == "media_not_allowed"

@@ -544,7 +544,7 @@ class TestLongConversation:
         assert later == ["Be kind.", *kept, "Fine.", "And now?"]
 
     async def test_fails_once_if_its_text_has_begun(self):
-        """The talker refuses the prompt later than the thinker."""
+        """The talker refuses the prompt when the thinker has already begun to answer."""
         pipeline = ScriptedPipeline()
         async with serving(pipeline) as served, talking(served.url) as talk:
             for number in range(8):

@@ -28,7 +28,7 @@ def question() -> bytes:
 
 @pytest.fixture(scope="module")
 def words(question: bytes) -> bytes:
-    """The last second of speech in the question, in which there is no pause."""
+    """The last second of speech in the question. There is no pause in this second."""
     samples = numpy.frombuffer(question, "<i2")
     loud = numpy.flatnonzero(numpy.abs(samples) > 1_000)
     return samples[max(loud[-1] - 24_000, 0) : loud[-1]].tobytes()

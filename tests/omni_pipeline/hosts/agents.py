@@ -162,8 +162,8 @@ async def running_on_hosts(
         try:
             async with asyncio.timeout(JOIN_SECONDS):
                 await supervisor.start("no/checkpoint")
-            # a host with its own process ids reports ids that are not valid here, so the processes of its agent are
-            # listed instead
+            # Some hosts have their own process ids, which are not valid on the main host. So for all hosts except the
+            # main host, the list contains the processes of the agents, not the reported ids.
             pids = [supervisor.pids[name] for name, report in supervisor.workers.items() if not report.host]
             pids += [process.pid for agent in hosts.agents.values() for process in agent.family()]
             yield hosts

@@ -1,5 +1,5 @@
-"""Runs a Ray cluster whose nodes are raylets on this machine, in a process of its own: `python -m … [PORT]`. The head
-is at this port, or at any free port.
+"""A program that runs a Ray cluster: `python -m … [PORT]`. The nodes of the cluster are raylets on this machine. The
+head of the cluster uses PORT. Without PORT, the head uses any free port.
 
 Ray's library blocks the main thread and sets signal handlers, so the tests' process does not load it. Orders and
 answers are lines of JSON:

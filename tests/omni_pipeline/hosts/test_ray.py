@@ -47,7 +47,7 @@ async def answered(hosts: Hosts, name: str) -> int:
 
 
 async def restarted(hosts: Hosts, worker: str, old: int) -> None:
-    """Wait until a worker whose process was `old` has been lost, and can accept requests again."""
+    """Wait until a new process has replaced the process `old` of a worker, and the worker accepts requests again."""
     supervisor = hosts.supervisor
     async with asyncio.timeout(2 * SECONDS):
         await supervisor.until(lambda: supervisor.pids.get(worker, old) != old)

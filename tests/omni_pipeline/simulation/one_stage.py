@@ -31,11 +31,10 @@ GRAPH = Graph(
 
 
 class Work:
-    """Answers up to `most` requests in each step. The size of an answer in bytes is the request's number
-    `answer_tokens`.
+    """Answers up to `most` requests in each step. An answer has as many bytes as the request's `answer_tokens` says.
 
     Args:
-        site: The place of the stage in the simulation. Its `options` are the number `most`.
+        site: The place of the stage in the simulation. `site.options` is the number `most`.
     """
 
     patient = False

@@ -18,7 +18,7 @@ PUBLISHED = QWEN3_OMNI.law_sets["published"].laws
 
 
 def page(folder: Path, name: str, stage: str, seconds: float, steps: int, items: int, **more: int) -> str:
-    """A metrics page with the sums of one stage, in two replicas."""
+    """Write a metrics page of a stage with two replicas. Each replica has half of each sum. Returns the page's path."""
     values = {
         "omni_stage_step_seconds_sum": seconds,
         "omni_stage_batch_size_count": steps,

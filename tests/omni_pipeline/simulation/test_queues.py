@@ -52,7 +52,7 @@ def test_the_gateway_handles_one_request_after_the_other() -> None:
 
 def test_a_batch_takes_the_time_of_its_law() -> None:
     found = closed(one_stage(StepLaw(step=0.1, item=0.02, token=0.001), most=8), 8, 80)
-    # the first request arrives alone, so the batches have 1 and 7 requests in turn
+    # the first request arrives alone, so batches of 1 request and batches of 7 requests alternate
     long, short = 0.1 + 7 * 0.02 + 70 * 0.001, 0.1 + 0.02 + 0.01
     assert found.answers_per_second == pytest.approx(8 / (long + short), rel=0.02)
     assert found.stages[0].batch == pytest.approx(4.0, rel=0.1)
@@ -75,7 +75,7 @@ def test_an_open_loop_makes_the_stage_as_busy_as_its_load() -> None:
     assert found.stages[0].busy == pytest.approx(0.6, rel=0.03)
     assert found.answers_per_second == pytest.approx(6.0, rel=0.03)
     assert abs(found.backlog) < 0.01
-    # With random arrivals and a fixed service time, a request is answered without waiting with probability 1 − 0.6.
+    # With random arrivals and a fixed service time, 60 % of the requests must wait.
     assert found.e2e.p50 is not None
     assert found.e2e.p50 > 0.1
 

@@ -53,8 +53,8 @@ def test_open_requests_differ_by_one_at_most_whatever_ends(bindings: Bindings) -
         still.append(f"r{number}")
         counts = Counter(bindings.of(name)["a"] for name in still)
         if len(still) > 12:
-            # A request of the replica with the most open requests ends, because the next request that ends most likely
-            # belongs to this replica.
+            # The test ends a request of the replica with the most open requests. In a real server too, this replica
+            # would probably be the next one that ends a request.
             longest = max(counts, key=lambda replica: counts[replica])
             gone = draw.choice([name for name in still if bindings.of(name)["a"] == longest])
             still.remove(gone)
@@ -83,7 +83,7 @@ def test_requests_of_a_replica_are_known_until_they_end(bindings: Bindings) -> N
 def test_the_turns_of_a_conversation_stay_at_one_replica(bindings: Bindings) -> None:
     chosen: dict[str, set[int]] = {}
     for turn in range(1, 5):
-        # if prefixes were ignored, the turns of the two conversations would go to the three replicas in turn
+        # if prefixes were ignored, each conversation would get another replica for its next turn
         for name in ("ann", "bob"):
             request = f"{name} {turn}"
             prompt = chain(name, *map(str, range(turn)), tokens=50)

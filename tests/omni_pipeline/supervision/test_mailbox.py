@@ -80,7 +80,9 @@ async def test_a_forgotten_connection_is_not_watched(run_root: object) -> None:
 
 
 async def test_a_process_without_an_address_gets_nothing(run_root: Path) -> None:
-    """A process on another host has no address before it has loaded, and after its host is lost."""
+    """A process on another host has no address until the process has loaded. It loses its address when its host is
+    lost.
+    """
     directory = run_root / "sockets"
     directory.mkdir()
     mailbox = Mailbox(str(directory), Codec({}), lambda _: None)

@@ -48,7 +48,9 @@ async def warm_up(session: Session) -> None:
 
 
 async def answered(session: Session, request_id: str, *, ended: bool = True) -> Start[Answer]:
-    """The next answer, which must belong to `request_id`. With `ended`, the request is released as complete."""
+    """The next answer, which must belong to `request_id`. If `ended` is set, this function then releases the request,
+    because the request is complete.
+    """
     message = await session.next()
     assert isinstance(message, Start), message
     assert message.request_id == request_id
@@ -127,7 +129,7 @@ async def test_a_request_beside_another_uses_its_replicas() -> None:
 
 
 async def shouting(session: Session, request_id: str, chain: PromptChain) -> int:
-    """The process that shouts the words of a request with this prompt."""
+    """Sends a request with this prompt. Returns the id of the process that runs the stage `shout` for the request."""
     session.supervisor.submit(request_id, Text("hello"), chain=chain)
     return (await answered(session, request_id)).body.pids[1]
 

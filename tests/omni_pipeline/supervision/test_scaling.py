@@ -147,7 +147,8 @@ async def test_a_replica_that_leaves_keeps_its_requests_and_gets_no_new_ones(run
         async with asyncio.timeout(SECONDS):
             await supervisor.until(lambda: supervisor._roster.leaving("shout", 1))
         assert supervisor.live_replicas("shout") == 1
-        # A request that needs data of an open request may still join the replica of the open request.
+        # A request that needs data of an open request still goes to the replica of the open request, even if this
+        # replica is being removed.
         for number, replica in ((0, 0), (1, 1)):
             supervisor.submit(f"beside {number}", Text("two"), beside=f"r{number}")
             answer = await session.next()

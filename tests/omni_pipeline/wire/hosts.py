@@ -21,7 +21,7 @@ SECONDS = 10.0
 
 
 class Host:
-    """One process of a host. `known` are the hosts that may send messages to it."""
+    """One process of a host. Only the hosts in `known` may send messages to this host."""
 
     def __init__(
         self,

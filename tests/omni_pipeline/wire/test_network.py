@@ -22,7 +22,7 @@ from tests.omni_pipeline.wire.hosts import SECONDS, Host, contents
 
 MakeHost: TypeAlias = Callable[..., Host]
 
-# In this time, a message over loopback arrives.
+# A message over loopback takes less time than this to arrive.
 QUIET_SECONDS = 1.0
 
 # The first bytes of ZeroMQ's protocol, version 3, for a client that uses CURVE.
@@ -252,12 +252,13 @@ def test_host_of_knows_only_the_current_hosts(pair: tuple[Host, Host]) -> None:
 
 def test_times_are_converted_between_the_clocks_of_hosts(pair: tuple[Host, Host]) -> None:
     a, b = pair
-    # The clock of the main host is 1000 s ahead of a, and 7 s behind b.
+    # These offsets mean that the clock of the main host is 1000 s ahead of a's clock, and 7 s behind b's clock.
     a.network.offset, b.network.offset = 1000.0, -7.0
     before = time.monotonic()
     b.outbox.send(a.inbox.remote_address, [b"x"])
     after = time.monotonic()
-    # In the test, both hosts have the same clock. On a's clock, b's time t is t - 7 - 1000.
+    # Really, both hosts use the same clock. According to the offsets, the time t on b's clock is t - 7 on the main
+    # host's clock, and t - 7 - 1000 on a's clock.
     assert before <= a.take().sent + 1007.0 <= after
 
 

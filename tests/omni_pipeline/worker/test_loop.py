@@ -131,7 +131,9 @@ class Bench:
 
 @pytest.fixture
 def bench(run_root: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """A worker that runs the stages that the test's `stages` parameter names, or all three."""
+    """A worker. It runs the stages that the test gives as the parameter of this fixture. If there is no parameter, the
+    worker runs all three stages.
+    """
     bench = Bench(echo(*getattr(request, "param", ())), run_root)
     bench.start()
     yield bench
@@ -379,7 +381,7 @@ def test_abort_is_answered_after_the_step_in_which_the_stage_lets_go(run_root: P
 
 
 class Clings(EchoStage):
-    """A stage that still lists an aborted request as live until the test removes the request."""
+    """A stage that keeps an aborted request. Only the test removes the request from the stage."""
 
     def abort(self, request_id: str) -> None:
         """Do nothing yet."""
@@ -411,8 +413,8 @@ def test_abort_is_passed_on_behind_what_the_worker_has_sent(bench: Bench) -> Non
 
 
 class Claims(EchoStage):
-    """The first stage of the graph. Before it handles a word, it sends a `Claim` for a kilobyte of memory for each
-    letter.
+    """The first stage of the graph. Before it handles a word, it sends a `Claim` message. The message asks for a
+    kilobyte of memory for each letter of the word.
     """
 
     def step(self) -> Iterable[Work | Claim]:

@@ -120,8 +120,8 @@ def test_ranks_of_gptq_are_refused(refusal: Refusal) -> None:
 
 @pytest.mark.parametrize("reordered", [False, True])
 def test_sglang_does_give_ranks_of_gptq_scales_that_their_kernel_takes_for_others(reordered: bool) -> None:
-    """SGLang's kernel assumes that a group has (inputs of the rank / number of groups) inputs. If this test fails,
-    SGLang has been fixed.
+    """To get the number of inputs of a group, SGLang's kernel divides the number of the rank's inputs by the number of
+    groups whose scales the rank has. If this test fails, SGLang has been fixed.
     """
     said = GPTQ | {"desc_act": reordered}
     layer = torch.nn.Module()

@@ -58,11 +58,11 @@ def test_disabling_the_talker_saves_the_published_10_gb_give_or_take_two(model: 
 def test_weights_are_the_published_78_9_gb_less_what_hugging_face_computes_with(
     model: str, checkpoint: Checkpoint
 ) -> None:
-    """The model card's minimum memory for a 15 s clip consists of the weights and 8 to 9 GB of activations for this
-    clip.
+    """According to the model card, a 15 s clip needs at least 78.9 GB of memory: the weights, and 8 to 9 GB of
+    activations for this clip.
 
-    For clips of 15, 30 and 60 s, the minimum grows by 0.64 GB for each second, so a clip of length zero would need 69.3
-    GB.
+    The model card also has the memory for clips of 30 and 60 s. Each additional second of a clip needs 0.64 GB more. So
+    a clip of length zero would need 69.3 GB, and this should be the size of the weights.
     """
     weights = sum(holding.weights for holding in holdings(planned(model, checkpoint, "1xH200-141GB")).values())
     no_clip = 78.9e9 - 15 * (107.7e9 - 78.9e9) / 45

@@ -31,8 +31,8 @@ from stages.messages import (
 from tests.device import EXACTNESS
 
 CHECKPOINTS = ("tiny", "nano")
-# If the difference of two logits is smaller than this number, the logits may be in the opposite order in a batch of
-# another shape.
+# If two logits differ by less than this number, the smaller logit may become the larger one when the batch has another
+# shape.
 NEAR_TIE = EXACTNESS.near_tie
 GREEDY = Sampling()
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8)  # these are the reference's parameters when its talker samples

@@ -1,4 +1,4 @@
-"""The stage mm_aggregate builds the thinker's request, in whatever order the parts of the request arrive."""
+"""The stage `mm_aggregate` builds the thinker's request, in whatever order the parts of the request arrive."""
 
 from itertools import permutations
 from typing import Any

@@ -213,8 +213,8 @@ def test_an_honest_picture_of_a_form_that_may_cost_much_is_read(name: str) -> No
 @pytest.mark.parametrize("side", [300, 512, 900])
 @pytest.mark.parametrize("size", [0, (1 << 16) + 99, (16 << 16) + 99, (24 << 16) + 99])
 def test_an_icon_of_more_than_256_pixels_is_read(side: int, size: int) -> None:
-    """If the content of an icon has one of these sizes in bytes (except 0), the first bytes of the icon are also a
-    valid header of a TGA file.
+    """`size` is the number of bytes to which the content of the icon is padded. With 0, the content is not padded. With
+    each of the other sizes, the first bytes of the icon are also a valid header of a TGA file.
     """
     shown = Image.new("RGB", (side, side), "teal")
     assert numpy.array_equal(decoded(icon(image_file(shown, "PNG").ljust(size, b"\0"))), shown)

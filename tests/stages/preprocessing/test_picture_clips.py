@@ -124,8 +124,8 @@ def test_equals_the_reference(
 
 
 def test_frames_are_read_as_pictures_are(stage: Preprocessing, processor: Any, thinker: Any) -> None:
-    """The files are JPEGs of one size. Like pictures from phones, the files have a mark that the picture must be
-    turned.
+    """The files are JPEGs of one size. Like pictures from phones, the files have an EXIF entry which says that the
+    picture must be rotated.
     """
     turned = Image.Exif()
     turned[0x0112] = 6

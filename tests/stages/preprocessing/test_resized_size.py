@@ -112,8 +112,8 @@ def test_the_pixels_of_a_whole_clip_may_exceed_the_limit(stage: Preprocessing) -
 
 
 def test_a_few_pixels_for_a_whole_clip_do_not_raise_its_frames_above_the_limit(stage_context: Any) -> None:
-    """The lower bound of a frame equals the limit here. Without the limit, even a small `total_pixels` would leave a
-    frame 5 % more pixels than its lower bound.
+    """However small `total_pixels` is, a frame may have up to 5 % more pixels than the minimum for a frame. In this
+    test, the minimum for a frame equals `max_resized_pixels`, so the additional 5 % must not be allowed.
     """
     with closing(Preprocessing(stage_context("preprocessing", readers=2, max_resized_pixels=100_000))) as stage:
         assert pixels(result(stage, of_size(LARGE, "clip"), VideoOptions(total_pixels=1))) <= 100_000

@@ -29,7 +29,7 @@ def in_colour(grey: numpy.ndarray) -> numpy.ndarray:
 
 
 def grey_tiff(values: numpy.ndarray, bits: int, *, photometric: int = 1, sample_format: int = 1) -> bytes:
-    """A TIFF of one row of grey samples, which are packed already."""
+    """A TIFF with one row of grey samples. `values` has the bytes of the packed samples."""
     width = len(values.tobytes()) * 8 // bits
     data = values.tobytes().ljust(64, b"\0")
     tags = [

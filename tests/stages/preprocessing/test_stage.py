@@ -1,4 +1,4 @@
-"""The output of preprocessing equals the output of the reference's processor, for every kind of conversation."""
+"""For every kind of conversation, the stage `preprocessing` gives the same output as the reference's processor."""
 
 from typing import Any
 

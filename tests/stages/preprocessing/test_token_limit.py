@@ -1,4 +1,6 @@
-"""A limit on bytes is computed from the limit on tokens. It refuses no text whose tokens are within the limit."""
+"""A limit on the bytes of a text is computed from the limit on tokens. The limit on bytes refuses no text that is
+within the limit on tokens.
+"""
 
 from __future__ import annotations
 
@@ -65,10 +67,11 @@ def test_a_longer_text_is_refused(tokenizer: Tokenizer) -> None:
 
 
 def test_normalisation_shortens_no_character_by_more_than_the_factor() -> None:
-    """A character of the normal form can replace the parts of its decomposition. For each part, the test uses the
-    longest character that has only this part as its decomposition.
+    """Normalisation replaces the parts of a decomposed character by this character. A text may contain, instead of a
+    part, another character whose decomposition is only this part. So for each part, the test uses the longest such
+    character.
     """
-    # Only these planes have characters with decompositions.
+    # Only the first three planes of Unicode have characters with decompositions.
     every = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]
     parts_of = {one: parts for one in every if (parts := decomposed(one)) != one}
     size = {one: len(one.encode()) for one in {*parts_of, *"".join(parts_of.values())}}

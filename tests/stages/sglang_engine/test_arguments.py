@@ -73,7 +73,7 @@ def test_fraction_is_of_what_is_free_when_the_engine_starts(static: int, free: i
 
 @pytest.mark.parametrize(("static", "free"), [(40, 80), (40, 60), (10, 20)])
 def test_cache_that_sglang_makes_of_it_is_the_planned_one_or_a_little_larger(static: int, free: int) -> None:
-    """SGLang computes: cache = free after loading - free before loading · (1 - fraction)."""
+    """SGLang's cache has this size: free memory after loading - free memory before loading · (1 - fraction)."""
     weights = static // 2
     fraction = static_fraction(static * GIB, free * GIB, 80 * GIB, bounded=False)
     cache = (free - weights) - free * (1 - fraction)

@@ -1,4 +1,4 @@
-"""The tokens of constrained requests equal the reference's tokens when the same logits are masked. The tokens of other
+"""A constrained request gets the tokens that the reference picks after masking the same logits. The tokens of other
 requests in the same batch do not change.
 """
 

@@ -1,5 +1,5 @@
-"""The torch implementation of experts for float32 on a GPU computes the same sums as the implementation for a CPU. It
-reads no values back from the GPU.
+"""The torch implementation of experts for float32 on a GPU computes the same sums as the implementation for a CPU. The
+torch implementation reads no values back from the GPU.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The simulated stages of Qwen3-Omni make the answers that the real stages make. Each step lasts as long as the
-simulation's law for this step requires.
+"""The simulated stages of Qwen3-Omni make the answers that the real stages make. Each step takes the time that `LAWS`
+gives for this step.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def test_replicas_of_a_saturated_talker_multiply_its_throughput() -> None:
 
 
 def test_the_measured_throughput_of_replicas_is_predicted() -> None:
-    """The measured values are from docs/scaling.md. `scripts/measure_replicas.py` has measured the throughput of a real
-    server. The steps of this server last as long as the steps of this simulation.
+    """The measured values are in docs/scaling.md. `scripts/measure_replicas.py` measured them as the throughput of a
+    real server. The steps of the server took as long as the steps of this simulation.
     """
     measured = {(1, 1): 0.575, (2, 1): 0.574, (4, 1): 0.574, (1, 8): 0.582, (2, 8): 1.159, (4, 8): 2.312}
     slow = {name: law.scaled(1 if name == "thinker" else 6) for name, law in LAWS.items()}

@@ -115,8 +115,8 @@ def test_the_last_rows_depend_on_the_opening_the_speaker_and_the_first_token() -
 
 
 def test_a_row_with_a_control_code_is_no_row_of_text() -> None:
-    """In the longer prompt, tokens of the user's turn are at the positions where the shorter prompt has its six rows
-    with control codes.
+    """The shorter prompt ends with six rows that have control codes. The longer prompt has tokens of the user's turn at
+    the same six positions.
     """
     short, long = ids(), ids(user=[*USER, 1, 2, 3, 0, 0, 0, 50, 0, 60])
     assert differing(short, long[: len(short)]) == [*range(13, 19)]

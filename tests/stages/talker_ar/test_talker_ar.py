@@ -1,5 +1,5 @@
-"""Other utterances do not change an utterance. If the input of an utterance is late, only this utterance waits. After
-its end, the stage holds no data of it.
+"""An utterance has the same codes, whatever other utterances are in progress. If the input of an utterance is late,
+only this utterance waits. When an utterance has ended, the stage holds no data of the utterance.
 
 A fixed table with a frame embedding for each code replaces the predictor. `tests/equality/test_spoken.py` uses the real
 predictor, and shows that the codes equal the reference's codes.
@@ -119,8 +119,8 @@ class Ring:
         return self.codes
 
     def go_on(self, name: str) -> None:
-        """Send the predictor's reply to an utterance, and step until its next frame is at the predictor or the stage
-        has no work.
+        """Send the predictor's reply to an utterance. Then step until the next frame of the utterance is at the
+        predictor, or until the stage has no work.
         """
         if name in self.due:
             self.turn(name)

@@ -44,14 +44,16 @@ MOST_CHOICES = 16
 class Writers:
     """Drives a thinker together with the stage `decode`, which gets the thinker's tokens.
 
+    The keys of all attributes are the names of requests.
+
     Attributes:
-        text: The text of choice 0 that clients have got, by request.
-        choices: The texts of all choices that clients have got, by request.
-        ids: The ids of choice 0 that clients have got, by request.
-        calls: The calls that clients have got, by request.
-        done: The ends of the texts that clients have got, in order, by request.
-        told: The ids that the talker has got, as one list for each message, by request.
-        ends: The bodies of the messages that ended the talker's streams, by request.
+        text: The text of choice 0 that the client has got.
+        choices: The texts of all choices that the client has got.
+        ids: The ids of choice 0 that the client has got.
+        calls: The calls that the client has got.
+        done: The ends of the texts that the client has got, in order.
+        told: The ids that the talker has got, as one list for each message.
+        ends: The body of the message that ended the talker's stream.
     """
 
     def __init__(self, thinker: Thinker, decode: Decode) -> None:

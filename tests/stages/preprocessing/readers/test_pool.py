@@ -140,8 +140,8 @@ class Driven:
         self.pool = ReaderPool(work, count, seconds)
         self.results: dict[str, Any] = {}
         self.order: list[str] = []
-        # For each request that asks two questions of the readers, the second question. It is submitted as soon as the
-        # first question has a result.
+        # The second question of each request that has two questions for the readers. The second question is submitted
+        # as soon as the first question has a result.
         self.follow: dict[str, Question] = {}
 
     def submit(self, request_id: str, question: Question, seconds: float = SHORT, sender: int = 0) -> None:
