@@ -15,11 +15,10 @@ from __future__ import annotations
 import argparse
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -30,12 +29,12 @@ from server_process import PROGRAM, ServerProcess
 HERE = Path(__file__).parents[1]
 
 KINDS: dict[str, str] = {
-    "matrix products": r"gemm|gemv|dnnl|mkldnn|mkl_|addmm|matmul|\bbmm\b|\bmm_|linear|conv(olution|\d?d)",
+    "compiled layers": r"/compiled_layers|/compiled_frames|/cpu_units|cpp_fused|torchinductor",
+    "matrix products": r"gemm|gemv|dnnl|mkldnn|mkl_|openblas|addmm|matmul|\bbmm\b|\bmm_|linear|conv(olution|\d?d)",
     "attention": r"attention|sdpa|flash|decode_attn",
     "sampling": r"sampl|draws|softmax|argmax|multinomial|grammar",
     "copies": r"memcpy|memmove|copy_|index_put|index_select|index_kernel|CatKernel|gather|scatter",
-    "compiled layers": r"cpp_fused|torchinductor|_inductor|cpp_CppMicro",
-    "other torch operations": r"libtorch|torch/|at::native|c10::",
+    "other torch operations": r"libtorch|/torch/|at::native|c10",
     "SGLang's scheduling": r"/sglang/",
     "messages": r"zmq|msgspec|/wire/|/collector|pickle",
     "HTTP, JSON, base64": r"aiohttp|/gateway/|json|base64|asyncio|uvloop|_ssl|socket",
@@ -43,8 +42,12 @@ KINDS: dict[str, str] = {
 }
 """For each kind of work, a pattern for the function or the file that does it. The first pattern that matches counts."""
 
-_KINDS = {kind: re.compile(pattern, re.IGNORECASE) for kind, pattern in KINDS.items()}
 OTHER = "other"
+
+_KINDS = {kind: re.compile(pattern, re.IGNORECASE) for kind, pattern in KINDS.items()}
+# If one of these functions is the innermost function, the thread waits.
+_WAITS = re.compile(r"^(poll|epoll_wait|select|clock_nanosleep|pthread_cond_\w+|PyThread_acquire_lock_timed|syscall) ")
+_THREAD = re.compile(r"thread \((\d+)\)")
 
 
 def kind_of(stack: str) -> str:
@@ -58,14 +61,26 @@ def kind_of(stack: str) -> str:
     return OTHER
 
 
-def shares(profile: Iterable[str]) -> dict[str, float]:
-    """The share of each kind of work among all samples, from lines of py-spy's raw format."""
-    counts: Counter[str] = Counter()
+def divide(used: Mapping[int, float], profile: Iterable[str]) -> dict[str, float]:
+    """Divides the CPU time of a process among the kinds of work.
+
+    Args:
+        used: CPU time of each thread, by thread id.
+        profile: Samples, as lines of py-spy's raw format. Samples of waiting threads are ignored. py-spy does not
+            recognise all of them.
+    """
+    counts: dict[int, Counter[str]] = {thread: Counter() for thread in used}
     for line in profile:
         stack, _, count = line.rstrip().rpartition(" ")
-        counts[kind_of(stack)] += int(count)
-    total = counts.total()
-    return {kind: count / total for kind, count in counts.items()}
+        thread = _THREAD.match(stack)
+        if thread and int(thread[1]) in counts and not _WAITS.match(stack.rpartition(";")[2]):
+            counts[int(thread[1])][kind_of(stack)] += int(count)
+    kinds: dict[str, float] = {}
+    for thread, found in counts.items():
+        samples = found or Counter([OTHER])
+        for kind, number in samples.items():
+            kinds[kind] = kinds.get(kind, 0.0) + used[thread] * number / samples.total()
+    return kinds
 
 
 def processes(server: ServerProcess) -> dict[str, psutil.Process]:
@@ -79,9 +94,9 @@ def processes(server: ServerProcess) -> dict[str, psutil.Process]:
     return found
 
 
-def cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+def cpu_seconds(process: psutil.Process) -> dict[int, float]:
+    """The CPU time that each thread has used, by thread id."""
+    return {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
 
 
 def py_spy() -> str:
@@ -90,13 +105,13 @@ def py_spy() -> str:
     return str(program.locate())
 
 
-def profile(process: psutil.Process, seconds: float) -> dict[str, float]:
-    """The share of each kind of work of this process, from samples of its busy threads."""
+def profile(process: psutil.Process, seconds: float) -> list[str]:
+    """Samples of the process, as lines of py-spy's raw format."""
     with tempfile.NamedTemporaryFile(suffix=".raw") as output:
-        command = [py_spy(), "record", "--native", "--full-filenames", "--format", "raw", "--rate", "50"]
+        command = [py_spy(), "record", "--native", "--threads", "--full-filenames", "--format", "raw", "--rate", "50"]
         command += ["--duration", f"{seconds:g}", "--output", output.name, "--pid", str(process.pid)]
         subprocess.run(command, check=True, capture_output=True)
-        return shares(Path(output.name).read_text().splitlines())
+        return Path(output.name).read_text().splitlines()
 
 
 @contextmanager
@@ -121,12 +136,17 @@ def measure(server: ServerProcess, output: str, streams: int, seconds: float) ->
         before, began = {name: cpu_seconds(process) for name, process in found.items()}, time.monotonic()
         time.sleep(seconds)
         passed = time.monotonic() - began
-        used = {name: 1000 * (cpu_seconds(process) - before[name]) / passed for name, process in found.items()}
-        busy = {name: milliseconds for name, milliseconds in used.items() if milliseconds >= 5}
-        return {
-            name: {kind: share * milliseconds for kind, share in profile(found[name], seconds / 2).items()}
-            for name, milliseconds in sorted(busy.items(), key=lambda item: -item[1])
+        used = {
+            name: {
+                thread: 1000 * (after - before[name].get(thread, 0.0)) / passed
+                for thread, after in cpu_seconds(process).items()
+            }
+            for name, process in found.items()
         }
+        busy = sorted(
+            (name for name in used if sum(used[name].values()) >= 5), key=lambda name: -sum(used[name].values())
+        )
+        return {name: divide(used[name], profile(found[name], seconds / 2)) for name in busy}
 
 
 def table(output: str, streams: int, measured: dict[str, dict[str, float]]) -> str:
@@ -136,9 +156,8 @@ def table(output: str, streams: int, measured: dict[str, dict[str, float]]) -> s
         f"| {output}, {streams} stream{'s' * (streams > 1)} | all | {' | '.join(kinds)} |",
         "|---" * (2 + len(kinds)) + "|",
     ]
-    sums: Counter[str] = Counter()
-    for row in measured.values():
-        sums.update(row)
+    everything = [kind for row in measured.values() for kind in row]
+    sums = {kind: sum(row.get(kind, 0.0) for row in measured.values()) for kind in everything}
     for name, row in [*measured.items(), ("all processes", sums)]:
         cells = [f"{row.get(kind, 0):.0f}" if row.get(kind, 0) >= 1 else "" for kind in kinds]
         lines.append(f"| {name} | {sum(row.values()):.0f} | {' | '.join(cells)} |")
@@ -167,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -24,8 +24,18 @@ def test_the_innermost_known_function_decides(inner: str, kind: str) -> None:
     assert profile_stages.kind_of(LOOP + inner) == kind
 
 
-def test_unknown_functions_are_counted_too() -> None:
-    assert profile_stages.shares(["clone (libc.so.6) 3", f"{LOOP} 1"]) == {"other": 0.75, "our Python": 0.25}
+def test_the_time_of_a_thread_is_divided_by_its_samples() -> None:
+    profile = [
+        f"thread (7): MainThread;{LOOP} 1",
+        "thread (7): MainThread;clone (libc.so.6) 3",
+        f"thread (7): MainThread;{LOOP};poll (libc.so.6) 90",
+        "thread (8): I/O;zmq_poll (libzmq.so);read (libc.so.6) 1",
+    ]
+    assert profile_stages.divide({7: 100.0, 8: 20.0, 9: 4.0}, profile) == {
+        "our Python": 25.0,
+        "other": 79.0,
+        "messages": 20.0,
+    }
 
 
 def test_the_table_leaves_out_kinds_without_work() -> None:
