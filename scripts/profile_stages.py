@@ -72,9 +72,9 @@ def divide(used: Mapping[int, float], profile: Iterable[str]) -> dict[str, float
     counts: dict[int, Counter[str]] = {thread: Counter() for thread in used}
     for line in profile:
         stack, _, count = line.rstrip().rpartition(" ")
-        thread = _THREAD.match(stack)
-        if thread and int(thread[1]) in counts and not _WAITS.match(stack.rpartition(";")[2]):
-            counts[int(thread[1])][kind_of(stack)] += int(count)
+        named = _THREAD.match(stack)
+        if named and int(named[1]) in counts and not _WAITS.match(stack.rpartition(";")[2]):
+            counts[int(named[1])][kind_of(stack)] += int(count)
     kinds: dict[str, float] = {}
     for thread, found in counts.items():
         samples = found or Counter([OTHER])
