@@ -18,7 +18,7 @@ class Player:
 
     Attributes:
         seconds: Length of all sound so far.
-        underruns: Length of each wait for the next piece that was longer than `AUDIBLE_SECONDS`.
+        underruns: Lengths of the waits for the next piece. Waits of up to `AUDIBLE_SECONDS` are left out.
     """
 
     def __init__(self) -> None:

@@ -68,7 +68,7 @@ COMMON = (
     Flag(
         "--colocate",
         ("colocate",),
-        "Put all stages that compute on a GPU on the same GPU, in one worker process.",
+        "Use a single GPU for all stages that compute on a GPU, in one worker process.",
         PLACEMENT,
         kind=bool,
         default="off",

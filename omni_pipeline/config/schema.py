@@ -395,7 +395,7 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
         model_path: Checkpoint directory or hub name.
         graph: The stage graph, as ``package.module:NAME``.
         text_only: Leave out the speech stages. The server sets this to true itself if the checkpoint cannot speak.
-        colocate: Put all stages that compute on a GPU on the same GPU. All of these stages without a `worker` of their
+        colocate: Use a single GPU for all stages that compute on a GPU. All of these stages without a `worker` of their
             own share the worker process ``gpu``.
         device: Device of every stage whose own `device` is ``auto``.
         log_level: Log level of the main process and the workers.

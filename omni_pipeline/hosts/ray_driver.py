@@ -154,7 +154,9 @@ class Driver:
             if group.wait(_RESERVE_SECONDS):
                 return _Room(group, placement_group_table(group)["bundles_to_node_id"][0])
             remove_placement_group(group)
-        raise _NoRoomError(f"Every suitable node of the Ray cluster is in use: the host needs {_needs(order)}.")
+        raise _NoRoomError(
+            f"Every suitable node of the Ray cluster is in use: host {order.host} needs {_needs(order)}."
+        )
 
     def _choices(self, host: str, fitting: Sequence[str]) -> Iterator[list[str]]:
         """Sets of nodes to try, the best set first: nodes without another agent, then other nodes. The main host's node

@@ -20,7 +20,7 @@ _PRELOADED = ("stages.sglang_engine.preload",)
 
 
 class Started(Struct, frozen=True):
-    """An engine of a start, and SGLang's resolved arguments for it."""
+    """An engine that one of the faked starts of a server would create, and SGLang's resolved arguments for it."""
 
     start: FakedStart
     engine: PlannedEngine

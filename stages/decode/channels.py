@@ -242,7 +242,7 @@ class CallSplitter:
         calls: Sequence[ToolCall] = (),
         voice: Voice = Voice.SILENT,
     ) -> None:
-        """Make one part that covers the first held characters."""
+        """Append one part for the first `length` characters of the text that is held back."""
         self._held = self._held[length:]
         if length:
             parts.append(Part(length, content, calls, voice))

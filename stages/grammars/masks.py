@@ -34,7 +34,7 @@ class Mask(NamedTuple):
 
 
 class Masks:
-    """The lists of the latest masks of one vocabulary.
+    """Converts masks of one vocabulary into lists of ids, and keeps the latest lists.
 
     Args:
         size: Number of ids.

@@ -97,7 +97,7 @@ class SpeechStopped(Struct, frozen=True):
 
 
 class IdleTimeout(Struct, frozen=True):
-    """The user has not spoken from `start_ms` until `at_ms`. `start_ms` is the end of the playback of the last answer."""
+    """The user has not spoken from `start_ms`, the end of the playback of the last answer, until `at_ms`."""
 
     start_ms: int
     at_ms: int

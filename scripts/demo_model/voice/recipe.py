@@ -64,9 +64,8 @@ def make_vocoder(out: Path) -> None:
     """Train Code2Wav, and write `out`/code2wav.safetensors with the names that the weights have in the checkpoint.
 
     Code2Wav learns from the lines whose texts occur among the random answers of `repetitions`. Each line is repeated as
-    often as in the training of the talker. If Code2Wav learned from random lines without repetitions, most of these
-    lines would be lists of things. Words that occur only in one answer, such as "house" and "shapes", would be rare in
-    these lines.
+    often as in the training of the talker. Most random lines are lists of things. So without repetitions, words that
+    occur only in one answer, such as "house" and "shapes", would be rare.
     """
     codec = make_codec(out)
     often = repetitions(_SEED)

@@ -485,8 +485,8 @@ class ReaderPool:
             self._failed_starts += 1
             if self._failed_starts >= MOST_FAILED_STARTS:
                 raise StageBroken(
-                    f"{self._failed_starts} reader processes in a row ended while they started; "
-                    f"the end of the last one: {how}"
+                    f"{self._failed_starts} processes that read media ended in a row before they were ready; "
+                    f"the last one ended as follows: {how}"
                 )
         job = reader.job
         if job is not None:
