@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from stages.code2wav.chunk_cost import ChunkCost
-from stages.code2wav.start_reserve import StartReserve
+from stages.code2wav.start_reserve import LATE_SECONDS, StartReserve
 from stages.messages import Playing
 from stages.playback import AMPLE_SECONDS, FRAME_SECONDS, SHORT_SECONDS, Player
 
@@ -352,7 +352,7 @@ class ListenerOrder(_Utterances):
         since: dict[str, float] = {}
         for request_id in chunk.request_ids:
             each = self._utterances[request_id]
-            if each.playing and each.decoded < self._sizes.steady_from and now > each.dry_at + TOLERANCE_SECONDS:
+            if each.playing and each.decoded < self._sizes.steady_from and now > each.dry_at + LATE_SECONDS:
                 self._reserve.grow(now)
             if each.streamed and each.player.receive(now, each.decoded):
                 assert each.player.since is not None

@@ -12,6 +12,11 @@ from __future__ import annotations
 
 from stages.playback import FRAME_SECONDS
 
+LATE_SECONDS = 0.08
+"""A chunk counts as late if it comes this number of seconds after its player has run out of sound. A listener hardly
+notices shorter silences, so they are no reason to start later.
+"""
+
 GROWTH_SECONDS = FRAME_SECONDS
 """The reserve grows by this number of seconds after each late chunk."""
 
