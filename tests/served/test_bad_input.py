@@ -340,8 +340,8 @@ MEDIA = {
                                     r"too large: .* 67108864 pixels that are allowed\.$", "image_too_large"),
     "PNG of 9000×9000": BadMedium("image", lambda: png(9_000, 9_000), "it has 9000×9000 pixels", "image_too_large"),
     "PNG of 2³¹×2³¹": BadMedium("image", lambda: png(2**31 - 1, 2**31 - 1), "far more", "image_too_large"),
-    "very wide": BadMedium("image", lambda: picture("PNG", (2_010, 10)), "2010×10 pixels: one side"),
-    "very tall": BadMedium("image", lambda: picture("PNG", (10, 2_010)), "10×2010 pixels: one side"),
+    "very wide": BadMedium("image", lambda: picture("PNG", (2_010, 10)), "2010×10 pixels is not supported: one side"),
+    "very tall": BadMedium("image", lambda: picture("PNG", (10, 2_010)), "10×2010 pixels is not supported: one side"),
     "sound as picture": BadMedium("image", lambda: committed("query_to_cars.wav"), "not one of JPEG, PNG"),
     "clip as picture": BadMedium("image", lambda: committed("draw.mp4"), "not one of JPEG, PNG"),
 
