@@ -65,5 +65,5 @@ def test_nothing_depends_on_values() -> None:
 def test_experts_of_another_kind_are_refused() -> None:
     method, layer, work = batch(2)
     method.moe_runner_config.activation = "gelu"
-    with pytest.raises(NotImplementedError, match="experts with SiLU"):
+    with pytest.raises(NotImplementedError, match="experts that use SiLU"):
         float32_forms.all_experts(method, layer, work)
