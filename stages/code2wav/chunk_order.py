@@ -8,7 +8,9 @@ utterance now would probably make a later chunk arrive too late. The later chunk
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple, Protocol
 
 from stages.code2wav.chunk_cost import ChunkCost
@@ -26,6 +28,9 @@ MARGIN_SECONDS = 0.02
 
 TOLERANCE_SECONDS = 0.03
 """A predicted silence of up to this length, in seconds, is accepted. A listener does not notice it."""
+
+AHEAD_SECONDS = 0.5
+"""Before an utterance starts, all chunks that are due in this number of seconds must be expected in time."""
 
 LONGEST_HOLD_SECONDS = 3.0
 """After waiting for this number of seconds, an utterance starts even if silences are expected to follow."""
@@ -46,6 +51,11 @@ PACE_RESERVE = 1.1
 EARLY_FRAMES = 8
 """Number of frames that count as the early frames of an utterance. Their pace predicts when the second chunk of a new
 utterance will be complete.
+"""
+
+LONGEST_DELAY_SECONDS = 0.5
+"""A longer delay of a frame counts as this number of seconds. Such a delay is an exception and not a pace: the talker
+compiles code for its first request, or another program uses the processor.
 """
 
 MEAN_OF = 20
@@ -138,9 +148,24 @@ class _Frames:
     def exhausted(self) -> bool:
         return self.ended and not self.waiting
 
+    @property
+    def last(self) -> float:
+        """Number of frames of the whole utterance; infinity while it is unknown."""
+        return self.decoded + self.waiting if self.ended else math.inf
+
     def take(self, frames: int) -> None:
         self.waiting -= frames
         self.decoded += frames
+
+
+class _Lead(NamedTuple):
+    """The player of an utterance runs out of sound at `dry_at`, unless another chunk comes. This chunk begins when
+    `decoded` frames have been decoded. The utterance has at most `last` frames.
+    """
+
+    dry_at: float
+    decoded: int
+    last: float
 
 
 class _Sizes:
@@ -296,7 +321,7 @@ class ArrivalOrder(_Utterances):
 
 class ListenerOrder(_Utterances):
     """Decodes first for the listener whose player will run out of sound first. `ChunkOrder` describes the methods, and
-    `_Utterances` the arguments.
+    `_Utterances` the arguments. `cost` may already know how long some chunks take.
 
     There are three kinds of utterances. A *playing* utterance is due when its player runs out of sound. A *starting*
     utterance will be played, but its first chunk has not been sent. `_can_start` decides whether a starting utterance
@@ -307,9 +332,9 @@ class ListenerOrder(_Utterances):
     except for rounding if a batch contains several utterances.
     """
 
-    def __init__(self, sizes: Sequence[int], slots: int, max_batch: int) -> None:
+    def __init__(self, sizes: Sequence[int], slots: int, max_batch: int, cost: ChunkCost | None = None) -> None:
         super().__init__(sizes, slots, max_batch)
-        self._cost = ChunkCost()
+        self._cost = ChunkCost() if cost is None else cost
         self._frame_delay = _Recent()  # delay between two early frames of an utterance
         self._frame_pace = _Mean()
         self._reserve = StartReserve()
@@ -321,8 +346,9 @@ class ListenerOrder(_Utterances):
         if not made:
             each.first_at = now
         elif made < EARLY_FRAMES:
-            self._frame_delay.note(now - each.last_at, now)
-            self._frame_pace.note(now - each.last_at)
+            delay = min(now - each.last_at, LONGEST_DELAY_SECONDS)
+            self._frame_delay.note(delay, now)
+            self._frame_pace.note(delay)
         each.last_at = now
         each.waiting += 1
         if each.waiting == self._sizes.after(each.decoded):
@@ -407,8 +433,8 @@ class ListenerOrder(_Utterances):
         each = self._utterances[request_id]
         if len(self._utterances) == 1 or each.ended or now - each.first_at >= LONGEST_HOLD_SECONDS:
             return True
-        ends = self._ends()
-        load = (len(ends) + 1) * self._cost.seconds(self._sizes.full) / self._max_batch
+        playing = [other for other in self._utterances.values() if other.playing and not other.exhausted]
+        load = (len(playing) + 1) * self._cost.seconds(self._sizes.full) / self._max_batch
         if load > MOST_LOAD * FRAME_SECONDS * self._sizes.full:
             return False
         size = self._size(each)
@@ -421,8 +447,8 @@ class ListenerOrder(_Utterances):
             return False
         if not self._keeps_up(size, each.waiting, reserve):
             return False
-        dry = begun + FRAME_SECONDS * size
-        return self._in_time(begun, sorted([*ends, (dry, self._cost.seconds(self._sizes.after(size)))]))
+        leads = [_Lead(other.dry_at, other.decoded, other.last) for other in playing]
+        return self._in_time(begun, [*leads, _Lead(begun + FRAME_SECONDS * size, size, each.last)])
 
     def _keeps_up(self, first: int, waiting: int, reserve: float) -> bool:
         """Whether each later chunk of an utterance, up to the second full chunk, is expected in time. The prediction
@@ -443,23 +469,23 @@ class ListenerOrder(_Utterances):
             full += size == self._sizes.full
         return True
 
-    def _ends(self) -> list[tuple[float, float]]:
-        """A pair for each playing utterance: the time at which its player runs out of sound, and the seconds that the
-        decoding of its next chunk will take.
+    def _in_time(self, begin: float, leads: list[_Lead]) -> bool:
+        """Whether the vocoder can decode all chunks that are due in `AHEAD_SECONDS` in time. The prediction assumes
+        that the vocoder is free from `begin` on, that it always decodes the chunk that is due first, and that the
+        frames are made in time.
         """
-        return [
-            (each.dry_at, self._cost.seconds(self._sizes.after(each.decoded)))
-            for each in self._utterances.values()
-            if each.playing and not each.exhausted
-        ]
-
-    def _in_time(self, begin: float, ends: list[tuple[float, float]]) -> bool:
-        """Whether each player gets its next chunk in time, if the chunks are decoded one by one from `begin` on."""
+        heapify(leads)
         done = begin + MARGIN_SECONDS
-        for end, seconds in ends:
-            done += seconds / self._max_batch
-            if done > end + TOLERANCE_SECONDS:
+        while leads and leads[0].dry_at < begin + AHEAD_SECONDS:
+            dry_at, decoded, last = leads[0]
+            if decoded >= last:
+                heappop(leads)
+                continue
+            size = self._sizes.after(decoded)
+            done += self._cost.seconds(size) / self._max_batch
+            if done > dry_at + TOLERANCE_SECONDS:
                 return False
+            heapreplace(leads, _Lead(dry_at + FRAME_SECONDS * size, decoded + size, last))
         return True
 
     def _turned(self) -> bool:

@@ -18,6 +18,7 @@ from omni_pipeline.errors import internal
 from omni_pipeline.wire.messages import Advice, Chunk, End, Failed, Work
 from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.weights import encoder_dtype, load_part
+from stages.code2wav.chunk_cost import ChunkCost
 from stages.code2wav.chunk_order import ArrivalOrder, ChunkOrder, ListenerOrder
 from stages.code2wav.history import Streams
 from stages.code2wav.streaming_vocoder import StreamingVocoder
@@ -58,8 +59,12 @@ class Code2Wav:
         self._vocoder = load_vocoder(context.model_path, context.device, options)
         self._free = list(reversed(range(options.max_streams)))
         self._voices: dict[str, _SpeechStream] = {}
-        kind = ListenerOrder if options.just_in_time else ArrivalOrder
-        self._order: ChunkOrder = kind(options.chunk_frames, options.max_streams, max_batch)
+        sizes, slots = options.chunk_frames, options.max_streams
+        self._order: ChunkOrder = (
+            ListenerOrder(sizes, slots, max_batch, rehearse(self._vocoder, sizes))
+            if options.just_in_time
+            else ArrivalOrder(sizes, slots, max_batch)
+        )
         self._advised = TALKER in context.stages
         self._outbox: list[Work | Advice[Playing]] = []
         self._chunks = self._frames = 0
@@ -171,6 +176,23 @@ class Code2Wav:
         if voice.slot is not None:
             self._free.append(voice.slot)
         return voice
+
+
+@torch.inference_mode()
+def rehearse(vocoder: StreamingVocoder, sizes: Iterable[int]) -> ChunkCost:
+    """Decode a chunk of each size in `sizes`, and return how long the chunks took. The first chunk that a process
+    decodes takes much longer than later chunks, because kernels are loaded and compiled. Without a rehearsal, the order
+    of chunks would expect later chunks to take as long, and answers would start late.
+    """
+    cost = ChunkCost()
+    for size in sorted(set(sizes)):
+        codes = torch.zeros(1, size, vocoder.codebooks, dtype=torch.int64, device=vocoder.device)
+        for measured in (False, True):
+            began = time.monotonic()
+            vocoder.decode(codes, Streams.of([0], [0], vocoder.device)).cpu()
+            if measured:
+                cost.note(size, time.monotonic() - began)
+    return cost
 
 
 def load_vocoder(model_path: str, device: str, options: Code2WavOptions) -> StreamingVocoder:

@@ -10,6 +10,8 @@ delay, because the sender knows the load.
 
 from __future__ import annotations
 
+import math
+
 from stages.playback import FRAME_SECONDS
 
 LATE_SECONDS = 0.08
@@ -18,15 +20,22 @@ notices shorter silences, so they are no reason to start later.
 """
 
 GROWTH_SECONDS = FRAME_SECONDS
-"""The reserve grows by this number of seconds after each late chunk."""
+"""The reserve grows by this number of seconds after a late chunk."""
+
+PAUSE_SECONDS = 1.0
+"""After it has grown, the reserve does not grow again for this number of seconds. Chunks that are late at about the
+same time have the same cause, so they count only once.
+"""
 
 MOST_SECONDS = 5 * FRAME_SECONDS
 """Upper limit of the reserve, in seconds. A larger reserve would delay the start of utterances so much that listeners
 would prefer a rare silence.
 """
 
-HALF_LIFE_SECONDS = 60.0
-"""The reserve shrinks to half in this number of seconds."""
+HALF_LIFE_SECONDS = 20.0
+"""The reserve shrinks to half in this number of seconds. Near the capacity of a server, late chunks keep the reserve
+large. With fewer streams, late chunks are rare, and a longer half-life would delay many answers because of one of them.
+"""
 
 
 class StartReserve:
@@ -35,7 +44,7 @@ class StartReserve:
     """
 
     def __init__(self) -> None:
-        self._seconds = self._at = 0.0
+        self._seconds, self._at = 0.0, -math.inf
 
     def seconds(self, now: float) -> float:
         """The reserve in seconds: 0 while all chunks arrive in time."""
@@ -43,4 +52,5 @@ class StartReserve:
 
     def grow(self, now: float) -> None:
         """Record that a chunk of a new utterance came after the utterance's player had run out of sound."""
-        self._seconds, self._at = min(self.seconds(now) + GROWTH_SECONDS, MOST_SECONDS), now
+        if now - self._at >= PAUSE_SECONDS:
+            self._seconds, self._at = min(self.seconds(now) + GROWTH_SECONDS, MOST_SECONDS), now

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from stages.code2wav import start_reserve
+from stages.code2wav import chunk_order, start_reserve
 from stages.code2wav.chunk_cost import ChunkCost
 from stages.code2wav.chunk_order import (
     LONGEST_HOLD_SECONDS,
@@ -114,6 +114,63 @@ def test_answers_start_later_if_the_steps_are_irregular(streams: int, monkeypatc
     learned = gaps()
     monkeypatch.setattr(start_reserve, "GROWTH_SECONDS", 0.0)
     assert 2 * learned < gaps()
+
+
+@pytest.mark.parametrize(("streams", "chunk"), [(8, (0.02, 0.003)), (12, (0.025, 0.001)), (12, (0.02, 0.003))])
+def test_answers_that_begin_together_do_not_start_before_the_vocoder_can_serve_them_all(
+    streams: int, chunk: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first chunks are short, so each of them takes long for the sound that it gives. If only the next chunk of
+    each player is considered, too many answers start at once, and their later chunks come too late.
+    """
+    per_chunk, per_frame = chunk
+    laws = Laws(
+        prompt=0.01, step=lambda voices: 0.01 + 0.001 * voices, chunk=lambda _, frames: per_chunk + per_frame * frames
+    )
+
+    def gaps() -> int:
+        utterances = closed_loop(streams, 6, 60, seed=1)
+        for each in utterances:
+            each.begins = 0.0
+        play(utterances, (VoiceOrder(), ListenerOrder((*SIZES, 8), 64, 1)), laws)
+        return round((1 - gapless(utterances)) * len(utterances))
+
+    assert gaps() == 0
+    monkeypatch.setattr(chunk_order, "AHEAD_SECONDS", 0.0)
+    assert gaps() > 0
+
+
+def test_a_long_delay_of_one_frame_is_no_pace() -> None:
+    """The first request of a talker may wait for seconds, while code is compiled. Later answers do not pay for it."""
+
+    def held(delay: float) -> float:
+        order = ListenerOrder(SIZES, 8, 1)
+        order.begin("first", streamed=True)
+        order.add_frame("first", 0.0)
+        order.add_frame("first", delay)
+        now = 10.0
+        order.begin("second", streamed=True)
+        while not order.next_chunk(now).request_ids:
+            order.add_frame("second", now)
+            now += 0.02
+        return now - 10.0
+
+    assert held(60.0) == held(0.5) < 0.3
+
+
+def test_chunks_measured_before_the_first_request_are_known() -> None:
+    cost = ChunkCost()
+    cost.note(6, 2.0)  # so slow that a second utterance must not start while the first is playing
+    for known, starts in ((cost, []), (None, ["second"])):
+        order = ListenerOrder(SIZES, 8, 1, known)
+        for request_id in ("first", "second"):
+            order.begin(request_id, streamed=True)
+            order.add_frame(request_id, 1.0)
+        order.end("first", 1.0)
+        [first] = order.next_chunk(1.0).request_ids
+        order.forget(first)
+        order.begin("third", streamed=True)
+        assert order.next_chunk(1.0).request_ids == starts
 
 
 def test_first_come_first_served_stutters_long_before() -> None:

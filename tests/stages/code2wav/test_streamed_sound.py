@@ -5,6 +5,7 @@ are decoded at the same time.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,7 +16,9 @@ from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.errors import OmniError
 from omni_pipeline.wire.messages import Advice, Chunk, End, Start, Work
 from omni_pipeline.wire.tensor import Tensor
-from stages.code2wav.stage import Code2Wav
+from stages.code2wav.history import Streams
+from stages.code2wav.stage import Code2Wav, rehearse
+from stages.code2wav.streaming_vocoder import StreamingVocoder
 from stages.messages import AudioDone, FinishReason, Frame, SpeechFinished, VocoderStart
 from tests.device import EXACTNESS
 
@@ -205,6 +208,32 @@ def test_a_slot_holds_nothing_of_the_voice_before(listener: Callable[..., Listen
         ears.end("a")
         ears.run()
     assert torch.equal(alone.sound("a"), after.sound("a"))
+
+
+def test_a_rehearsal_measures_chunks_and_leaves_no_trace(
+    listener: Callable[..., Listener], reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first chunk of a process is not measured, because it includes the loading of kernels."""
+    sizes: list[int] = []
+    decode = StreamingVocoder.decode
+
+    def slow_at_first(vocoder: StreamingVocoder, codes: torch.Tensor, streams: Streams) -> torch.Tensor:
+        sizes.append(codes.shape[1])
+        time.sleep(0.0 if sizes.count(sizes[-1]) > 1 else 0.5)
+        return decode(vocoder, codes, streams)
+
+    model = reference("tiny")
+    with monkeypatch.context() as patched:
+        patched.setattr(StreamingVocoder, "decode", slow_at_first)
+        ears = listener("tiny", just_in_time=True, chunk_frames=(2, 1, 2, 8))
+        assert sizes == [1, 1, 2, 2, 8, 8]
+        cost = rehearse(ears.stage._vocoder, (1, 8))
+    assert 0 < cost.seconds(1) <= cost.seconds(8) < 0.4
+    codes = frames(model, 20, seed=1)
+    ears.send("a", codes)
+    ears.end("a")
+    ears.run()
+    assert_equal(ears.sound("a"), model, codes)
 
 
 def test_more_voices_than_slots_wait_for_one_to_end(listener: Callable[..., Listener], reference: Any) -> None:
