@@ -21,6 +21,7 @@ MAIN_HOST = "main"
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+Niceness = Annotated[int, Meta(ge=0, le=19)]
 GpuIndex = Annotated[int, Meta(ge=0)]
 Replicas = Annotated[int, Meta(ge=1, le=64)]
 Fraction = Annotated[float, Meta(gt=0, lt=1)]
@@ -248,6 +249,9 @@ class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
         threads: Number of Torch threads of the stage's worker on the CPU. If stages share a worker, the largest number
             applies. null means that the server chooses. A stage whose hidden states have less than 1024 numbers then
             gets one thread. A stage with wider states on a CPU gets a share of the cores.
+        niceness: Niceness of the stage's worker, see ``nice(2)``. While more processes compute than there are cores,
+            those with a higher niceness get less time. If stages share a worker, the smallest number applies. null
+            means 5 for thinker and talker on a CPU if no other stage shares their worker, and 0 for all other stages.
         environment: Environment variables of the stage's worker, set before the worker imports anything.
         options: The stage's own options.
     """
@@ -258,6 +262,7 @@ class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     memory: Fraction | Size | None = None
     tp_size: Positive | None = None
     threads: Positive | None = None
+    niceness: Niceness | None = None
     environment: dict[str, str] = {}
     options: dict[str, Any] = {}
 

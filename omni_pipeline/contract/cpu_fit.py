@@ -33,10 +33,13 @@ class CpuChoice(Struct, frozen=True):
     Attributes:
         threads: Number of Torch threads.
         dtype: Data type of weights and activations; None means float32.
+        niceness: See ``nice(2)``. While more processes compute than there are cores, those with a higher niceness get
+            less time.
     """
 
     threads: int = 1
     dtype: str | None = None
+    niceness: int = 0
 
 
 TellCpuChoice: TypeAlias = Callable[[OnCpu], CpuChoice]

@@ -39,6 +39,7 @@ class WorkerPlan(Struct, frozen=True):
     Attributes:
         stages: The worker's stages in graph order.
         threads: Number of Torch threads that the stages share; None before the number is decided.
+        niceness: Niceness of the worker's main thread; None before it is decided.
         gpus: The GPUs that the worker sees, as entries of ``CUDA_VISIBLE_DEVICES`` on its host; empty if it sees no
             GPU.
         environment: Environment variables to set before the worker imports anything.
@@ -55,6 +56,7 @@ class WorkerPlan(Struct, frozen=True):
     name: str
     stages: tuple[StagePlan, ...]
     threads: int | None = None
+    niceness: int | None = None
     gpus: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     after: tuple[str, ...] = ()

@@ -1,4 +1,6 @@
-"""Chooses the number of threads and the data type of stages on a CPU, if the operator has not set them."""
+"""Chooses the number of threads, the niceness and the data type of stages on a CPU, if the operator has not set
+them.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from omni_pipeline.deployment.resolve import Deployment
 
 
 def with_cpu_choices(deployment: Deployment, checkpoint: Checkpoint, cpus: Mapping[str, Cpu]) -> Deployment:
-    """The deployment with a number of threads for every worker, and with the data types that the graph chooses for
-    stages on the CPU.
+    """The deployment with a number of threads and a niceness for every worker, and with the data types that the graph
+    chooses for stages on the CPU.
 
     Args:
         cpus: The CPU of each host, by the host's name. A host that is not listed has one core.
@@ -32,6 +34,7 @@ def _chosen(worker: WorkerPlan, deployment: Deployment, checkpoint: Checkpoint, 
         worker,
         stages=tuple(_typed(plan, choices[plan.name]) for plan in worker.stages),
         threads=worker.threads or max(choice.threads for choice in choices.values()),
+        niceness=min(choice.niceness for choice in choices.values()) if worker.niceness is None else worker.niceness,
     )
 
 

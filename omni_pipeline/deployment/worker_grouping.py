@@ -115,6 +115,7 @@ def _worker(
         name=key.name,
         stages=tuple(plans),
         threads=max((stage.threads for stage in own.values() if stage.threads is not None), default=None),
+        niceness=min((stage.niceness for stage in own.values() if stage.niceness is not None), default=None),
         gpus=tuple(gpus[index].device for index in first.gpus),
         environment=_environment(name, own),
         group=key.group,

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 
@@ -24,7 +25,7 @@ from omni_pipeline.contract.plan import StagePlan, WorkerPlan
 from omni_pipeline.contract.stage import Ranks, Stage, StageContext
 from omni_pipeline.errors import StartupError
 from omni_pipeline.logs import Format
-from omni_pipeline.os_process import die_with_parent, leave_stopping_to_parent, set_title
+from omni_pipeline.os_process import die_with_parent, leave_stopping_to_parent, lower_priority, set_title
 from omni_pipeline.wire.codec import Codec
 from omni_pipeline.wire.messages import Pulse, Ready, StartFailed
 from omni_pipeline.wire.network import HostLink, Network
@@ -224,7 +225,7 @@ def _follow(assignment: Assignment, place: Ranks, inbox: Inbox) -> int:
     graph: Graph = load_object(assignment.graph_path).narrowed(assignment.stages)
     plan = next(plan for plan in assignment.plan.stages if plan.tp_size > 1)
     factory = load_factory(graph.stage(plan.name))
-    _bound_threads(assignment)
+    _share_cores(assignment)
     stage = factory(_context(assignment, graph.stage(plan.name), plan, place))
     try:
         tensor_parallel.follow(stage, inbox, Codec(graph.body_types(), graph.advice_types()))
@@ -237,7 +238,7 @@ def _load(assignment: Assignment, graph: Graph, stages: dict[str, Stage], outbox
     """Build the worker's stages into `stages`, in graph order."""
     specs = [graph.stage(plan.name) for plan in assignment.plan.stages]
     factories = [load_factory(spec) for spec in specs]
-    _bound_threads(assignment)
+    _share_cores(assignment)
     for plan, spec, factory in zip(assignment.plan.stages, specs, factories, strict=True):
 
         def build(place: Ranks) -> Stage:
@@ -257,7 +258,12 @@ def _launch_follower(assignment: Assignment, place: Ranks) -> tuple[subprocess.P
     return subprocess.Popen(command(own, os.getpid()), stdin=subprocess.DEVNULL), own.address
 
 
-def _bound_threads(assignment: Assignment) -> None:
+def _share_cores(assignment: Assignment) -> None:
+    """Set the niceness of this thread and of the threads that it starts from now on, and the number of Torch threads.
+    The threads that send and receive messages have been started before, so they keep the usual niceness.
+    """
+    if assignment.plan.niceness:
+        lower_priority(threading.get_native_id(), assignment.plan.niceness)
     if "torch" in sys.modules:  # a worker without torch needs no limit on threads
         sys.modules["torch"].set_num_threads(assignment.plan.threads or 1)
 

@@ -1,4 +1,4 @@
-"""Chooses how each stage computes on a CPU: the number of threads, and bfloat16 or float32."""
+"""Chooses how each stage computes on a CPU: the number of threads, the niceness, and bfloat16 or float32."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ SHARES = {"thinker": 2, "code_predictor": 2, "talker_ar": 1, "code2wav": 1}
 # float32. The encoders are left out too, because their towers compute only once for each request.
 BFLOAT16 = frozenset({"thinker", "talker_ar", "code_predictor"})
 
+# While more processes compute than there are cores, the stages with a niceness let the stages after them go first. Then
+# more answers wait for the next step, and a step for many answers costs little more than for one. With one niceness for
+# all, the engines make many steps for few answers, and the vocoder, whose chunks the listeners need, waits for them.
+NICENESS = {"thinker": 5, "talker_ar": 5}
+
 
 def choose(situation: OnCpu) -> CpuChoice:
-    """The threads and the data type of a stage with weights.
+    """The threads, the niceness and the data type of a stage with weights.
 
-    A stage whose states are narrower than `WIDE` gets one thread and float32. For any other stage:
+    The niceness follows from `NICENESS`. A stage whose states are narrower than `WIDE` gets one thread and float32. For
+    any other stage:
     - One core is left to the gateway, to preprocessing and to the system. The other cores are divided by `SHARES` among
       the stages that are served. If a stage has several replicas, each replica gets the share of the stage. An encoder
       is not in `SHARES`, because it finishes a request before the other stages begin to compute that request. An
@@ -30,13 +36,14 @@ def choose(situation: OnCpu) -> CpuChoice:
       bfloat16 weights, and the CPU multiplies bfloat16 in hardware. Otherwise, the type is float32.
     """
     model = read(situation.config)
+    niceness = NICENESS.get(situation.stage, 0)
     if _width(model, situation.stage) < WIDE:
-        return CpuChoice()
+        return CpuChoice(niceness=niceness)
     shares = sum(SHARES.get(stage, 0) for stage in situation.stages)
     threads = (situation.cpu.cores - 1) * SHARES.get(situation.stage, 1) // shares
     stored = model.stored_dtype == "bfloat16" and not model.quantization_config
     faster = situation.cpu.bfloat16 and stored and situation.stage in BFLOAT16
-    return CpuChoice(threads=max(1, threads), dtype="bfloat16" if faster else None)
+    return CpuChoice(threads=max(1, threads), dtype="bfloat16" if faster else None, niceness=niceness)
 
 
 def _width(model: ModelConfig, stage: str) -> int:

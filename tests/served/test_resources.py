@@ -62,6 +62,12 @@ def pss(pid: int) -> int:
     raise AssertionError("no PSS")
 
 
+def test_the_engine_leaves_the_processor_to_other_stages(server: Server) -> None:
+    pids = {name: worker["pid"] for name, worker in server.health()[1]["workers"].items()}
+    niceness = {name: psutil.Process(pid).nice() for name, pid in pids.items()}
+    assert niceness == {name: 5 if name == "thinker" else 0 for name in pids}
+
+
 def test_idle_processes_use_no_cpu(server: Server) -> None:
     """Processes that busy-wait use CPU time in every interval, so one idle interval is enough.
 

@@ -17,7 +17,7 @@ from omni_pipeline.deployment.checkpoint import Checkpoint, describe_checkpoint
 from omni_pipeline.deployment.host_facts import HostFacts
 from omni_pipeline.deployment.resolve import Deployment, resolve
 from omni_pipeline.sizes import MIB
-from stages.checkpoint.cpu_threads_and_dtypes import BFLOAT16, SHARES, choose
+from stages.checkpoint.cpu_threads_and_dtypes import BFLOAT16, NICENESS, SHARES, choose
 from stages.topology import QWEN3_OMNI
 
 RELEASED = Path(__file__).parents[2] / "data" / "qwen3_omni_30b"
@@ -59,7 +59,8 @@ def test_without_speech_the_thinker_has_all_cores_but_one(released: dict[str, An
 
 def test_narrow_stages_have_one_thread_and_float32(narrow: dict[str, Any]) -> None:
     cpu = Cpu(64, bfloat16=True)
-    assert {choose(OnCpu(stage, narrow | {"dtype": "bfloat16"}, ALL, cpu)) for stage in WEIGHTED} == {CpuChoice()}
+    found = {stage: choose(OnCpu(stage, narrow | {"dtype": "bfloat16"}, ALL, cpu)) for stage in WEIGHTED}
+    assert found == {stage: CpuChoice(niceness=NICENESS.get(stage, 0)) for stage in WEIGHTED}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,18 @@ def test_what_the_operator_sets_stays() -> None:
     assert [plan.options.dtype for plan in workers["voice"].stages] == ["bfloat16", None]
     assert workers["code_predictor"].threads == 5
     assert workers["preprocessing"].threads == workers["mm_aggregate"].threads == 1
+
+
+def test_engines_let_other_stages_go_first_unless_they_share_a_worker() -> None:
+    deployment, checkpoint = deployed(talker_ar={"worker": "voice"}, code2wav={"worker": "voice"})
+    chosen = with_cpu_choices(deployment, checkpoint, {"": Cpu(16)})
+    assert {worker.name: worker.niceness for worker in chosen.workers if worker.niceness} == {"thinker": 5}
+
+
+def test_the_operators_niceness_stays() -> None:
+    chosen = with_cpu_choices(*deployed(thinker={"niceness": 0}, code2wav={"niceness": 7}), {"": Cpu(16)})
+    found = {worker.name: worker.niceness for worker in chosen.workers if worker.niceness}
+    assert found == {"talker_ar": 5, "code2wav": 7}
 
 
 def test_a_stage_on_a_gpu_is_left_as_it_is() -> None:
