@@ -115,7 +115,7 @@ async def _follow(response: aiohttp.ClientResponse, timeline: RequestTimes, bega
             if event.audio_seconds:
                 timeline.sounds.append(AudioChunk(at, event.audio_seconds))
             if event.tokens is not None:
-                timeline.tokens = event.tokens
+                timeline.tokens, timeline.prompt = event.tokens, event.prompt
             timeline.finish_reason = event.finish_reason or timeline.finish_reason
     if not timeline.ended:
         raise AnswerError("stream_cut", f"the stream ended without {DONE}")
@@ -126,7 +126,7 @@ async def _read_whole(response: aiohttp.ClientResponse, timeline: RequestTimes, 
     timeline.ended = time.perf_counter() - began  # before the body is decoded, which takes time in the client
     answer = read_completion(body)
     timeline.whole_seconds = answer.audio_seconds
-    timeline.tokens = answer.tokens
+    timeline.tokens, timeline.prompt = answer.tokens, answer.prompt
     timeline.finish_reason = answer.finish_reason
 
 

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.bench.events import AnswerError, ReceivedAudio, ReceivedAudioMetadata, ReceivedUsage, sound_seconds
+from gateway.bench.timeline import PromptTokens
 
 
 class Completion(Struct, frozen=True):
@@ -15,11 +16,13 @@ class Completion(Struct, frozen=True):
         audio_seconds: Length of the sound; 0 for an answer without sound.
         tokens: Number of text tokens in `usage`; None if the server sent no `usage`.
         finish_reason: The finish reason that the server sent.
+        prompt: The prompt's tokens in `usage`; None if the server does not report cached tokens.
     """
 
     audio_seconds: float
     tokens: int | None
     finish_reason: str | None
+    prompt: PromptTokens | None = None
 
 
 class _ReceivedMessage(Struct):
@@ -58,5 +61,6 @@ def read_completion(body: bytes) -> Completion:
     return Completion(
         audio_seconds=sound_seconds(sounds[0], ReceivedAudioMetadata()) if sounds and sounds[0] else 0.0,
         tokens=None if received.usage is None else received.usage.text_tokens,
+        prompt=None if received.usage is None else received.usage.prompt,
         finish_reason=received.choices[0].finish_reason,
     )

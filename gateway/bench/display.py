@@ -15,6 +15,9 @@ from gateway.bench.report import BenchReport, LevelReport, Load
 _MILLI = 1000.0
 # If the bench itself keeps more than this number of cores busy on average, its results are doubtful.
 _BUSY = 0.7
+# If more than this fraction of the prompts' tokens comes from the prefix cache, the server has seen the prompts before.
+# The chat template, which all prompts begin with, is a smaller fraction.
+_CACHED = 0.25
 # The measurements that have percentiles: title, field of `LevelReport`, factor and format.
 _ROWS = (
     ("first text (TTFT), ms", "ttft", _MILLI, ".1f"),
@@ -157,6 +160,11 @@ def _troubles(level: LevelReport) -> list[str]:
     if level.client_cpu is not None and level.client_cpu > _BUSY:
         notes.append(
             f"[yellow]the bench itself used {level.client_cpu:.0%} of a CPU core and may have delayed answers[/]"
+        )
+    if level.cached_share is not None and level.cached_share > _CACHED:
+        notes.append(
+            f"[yellow]{level.cached_share:.0%} of the prompts' tokens came from the prefix cache, so the server has "
+            "seen prompts before: choose another --seed[/]"
         )
     if level.wrong_length:
         notes.append(f"[yellow]{level.wrong_length} answers do not have the requested length[/]")

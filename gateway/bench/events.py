@@ -11,7 +11,7 @@ import msgspec
 import soundfile
 from msgspec import Struct
 
-from gateway.bench.timeline import Failure
+from gateway.bench.timeline import Failure, PromptTokens
 
 _PCM16_BYTES = 2
 DONE = "[DONE]"
@@ -45,6 +45,7 @@ class Event(Struct, frozen=True):
         text: New text, or empty.
         audio_seconds: Length of new sound, or 0.
         tokens: Text tokens of the whole answer, if the event has `usage`.
+        prompt: Tokens of the prompt, if the event has `usage` with cached tokens.
         finish_reason: The finish reason, if the event has one.
         failure: An error that replaces the rest of the answer.
     """
@@ -52,6 +53,7 @@ class Event(Struct, frozen=True):
     text: str = ""
     audio_seconds: float = 0.0
     tokens: int | None = None
+    prompt: PromptTokens | None = None
     finish_reason: str | None = None
     failure: Failure | None = None
 
@@ -80,15 +82,21 @@ class _ReceivedChoice(Struct):
     finish_reason: str | None = None
 
 
-class _TokenDetails(Struct):
+class _CompletionDetails(Struct):
     audio_tokens: int | None = None
+
+
+class _PromptDetails(Struct):
+    cached_tokens: int | None = None
 
 
 class ReceivedUsage(Struct):
     """The `usage` of an answer, as the server counts the tokens."""
 
     completion_tokens: int = 0
-    completion_tokens_details: _TokenDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    prompt_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
 
     @property
     def text_tokens(self) -> int:
@@ -97,6 +105,14 @@ class ReceivedUsage(Struct):
         """
         details = self.completion_tokens_details
         return self.completion_tokens - ((details and details.audio_tokens) or 0)
+
+    @property
+    def prompt(self) -> PromptTokens | None:
+        """The prompt's tokens; None if the server does not report cached tokens."""
+        details = self.prompt_tokens_details
+        if details is None or details.cached_tokens is None:
+            return None
+        return PromptTokens(self.prompt_tokens, details.cached_tokens)
 
 
 class ReceivedAudioMetadata(Struct):
@@ -133,9 +149,9 @@ def read_event(data: str) -> Event:
         raise AnswerError("invalid_stream", f"an event is not a chunk of a chat completion: {error}") from error
     if chunk.error is not None:
         return Event(failure=failure_of({"error": chunk.error}, status=200))
-    tokens = None if chunk.usage is None else chunk.usage.text_tokens
+    tokens, prompt = (None, None) if chunk.usage is None else (chunk.usage.text_tokens, chunk.usage.prompt)
     if not chunk.choices:
-        return Event(tokens=tokens)
+        return Event(tokens=tokens, prompt=prompt)
     choice = chunk.choices[0]
     text, sound = choice.delta.content or "", ""
     if choice.delta.audio is not None:
@@ -143,7 +159,7 @@ def read_event(data: str) -> Event:
     elif chunk.modality == "audio":
         text, sound = "", text
     seconds = sound_seconds(sound, chunk.audio_metadata or ReceivedAudioMetadata()) if sound else 0.0
-    return Event(text=text, audio_seconds=seconds, tokens=tokens, finish_reason=choice.finish_reason)
+    return Event(text=text, audio_seconds=seconds, tokens=tokens, prompt=prompt, finish_reason=choice.finish_reason)
 
 
 def failure_of(body: Any, status: int) -> Failure:

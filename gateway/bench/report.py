@@ -97,6 +97,8 @@ class LevelReport(Struct, kw_only=True):
         continuous: Fraction of the spoken answers that a player plays without an audible silence.
         underruns: Length of each audible silence.
         requests_per_second, tokens_per_second, audio_seconds_per_second: Throughput of all streams together.
+        cached_share: Fraction of the prompts' tokens that came from the server's prefix cache; None if the server does
+            not report cached tokens.
         client_cpu: CPU time of the bench itself, divided by the elapsed time; None if it was not measured.
         kinds: With mixed output, the results of each kind of answer. The other fields then cover all kinds.
         baseline: The comparison, with ``--baseline``.
@@ -119,6 +121,7 @@ class LevelReport(Struct, kw_only=True):
     requests_per_second: float
     tokens_per_second: float
     audio_seconds_per_second: float
+    cached_share: float | None = None
     client_cpu: float | None = None
     kinds: dict[Output, LevelReport] | None = None
     baseline: Comparison | None = None
@@ -154,6 +157,7 @@ def summarise(scenario: Scenario, load: Load, timelines: Sequence[RequestTimes],
     done = [timeline for timeline in timelines if timeline.failure is None]
     spoken = [timeline for timeline in done if timeline.sounds]
     silences = [_underruns(timeline) for timeline in spoken]
+    prompts = [one.prompt for one in done if one.prompt is not None]
     return LevelReport(
         load=load,
         requests=len(timelines),
@@ -172,6 +176,7 @@ def summarise(scenario: Scenario, load: Load, timelines: Sequence[RequestTimes],
         requests_per_second=len(done) / seconds,
         tokens_per_second=sum(one.text_tokens for one in done) / seconds,
         audio_seconds_per_second=sum(one.audio_seconds for one in done) / seconds,
+        cached_share=sum(one.cached for one in prompts) / sum(one.total for one in prompts) if prompts else None,
     )
 
 

@@ -32,6 +32,13 @@ class AudioChunk(Struct, frozen=True):
     seconds: float
 
 
+class PromptTokens(Struct, frozen=True):
+    """Number of tokens in a prompt, and number of those that came from the server's prefix cache."""
+
+    total: int
+    cached: int
+
+
 class RequestTimes(Struct, kw_only=True):
     """The times of one request, in seconds after the request was sent.
 
@@ -43,6 +50,7 @@ class RequestTimes(Struct, kw_only=True):
             `texts` and no `sounds`, because it arrives in one piece.
         ended: Time when the answer was complete, or failed.
         tokens: Number of text tokens in the server's `usage`; None if the server sent no `usage`.
+        prompt: The prompt's tokens in the server's `usage`; None if the server does not report cached tokens.
         finish_reason: The finish reason that the server sent.
         failure: None for a complete answer.
     """
@@ -53,6 +61,7 @@ class RequestTimes(Struct, kw_only=True):
     whole_seconds: float = 0.0
     ended: float = 0.0
     tokens: int | None = None
+    prompt: PromptTokens | None = None
     finish_reason: str | None = None
     failure: Failure | None = None
 

@@ -69,6 +69,17 @@ def test_real_server_is_measured(server: Server, tmp_path: Path) -> None:
         assert words in result.stdout
 
 
+def test_prompts_that_the_server_has_seen_are_noticed(server: Server) -> None:
+    def run(seed: int) -> str:
+        result = bench("--url", server.url, "--tokens", "2", "--requests", "4", "--seed", str(seed))
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert "prefix cache" not in run(70)
+    assert "% of the prompts' tokens came from the prefix cache" in run(70)
+    assert "prefix cache" not in run(71)
+
+
 def test_real_server_is_compared_with_hugging_face(server: Server, nano: Path, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     result = bench(

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.bench.completion import Completion, read_completion
 from gateway.bench.events import AnswerError
+from gateway.bench.timeline import PromptTokens
 from tests.gateway.bench.scripted_server import wav, whole
 
 
@@ -28,6 +29,12 @@ def test_spoken_answer_has_its_length() -> None:
 def test_speech_tokens_are_no_text_tokens() -> None:
     usage = {"completion_tokens": 10, "completion_tokens_details": {"audio_tokens": 7}}
     assert read(choice(content="a"), usage=usage).tokens == 3
+
+
+def test_cached_tokens_of_the_prompt_are_read() -> None:
+    usage = {"completion_tokens": 10, "prompt_tokens": 30, "prompt_tokens_details": {"cached_tokens": 20}}
+    assert read(choice(content="a"), usage=usage).prompt == PromptTokens(30, 20)
+    assert read(choice(content="a"), usage={"completion_tokens": 10, "prompt_tokens": 30}).prompt is None
 
 
 def test_sound_in_a_choice_of_its_own_is_found() -> None:

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from gateway.bench.events import AnswerError, Event, EventSplitter, failure_of, read_event
-from gateway.bench.timeline import Failure
+from gateway.bench.timeline import Failure, PromptTokens
 
 
 def wav(seconds: float, rate: int = 24_000, subtype: str = "PCM_16") -> str:
@@ -71,11 +71,25 @@ METADATA = {"format": "pcm16", "sample_rate_hz": 48_000, "frame_count": 2400, "c
             ),
             Event(tokens=5),
         ),
+        (
+            json.dumps(
+                {
+                    "choices": [],
+                    "usage": {
+                        "completion_tokens": 9,
+                        "prompt_tokens": 30,
+                        "prompt_tokens_details": {"cached_tokens": 20},
+                    },
+                }
+            ),
+            Event(tokens=9, prompt=PromptTokens(30, 20)),
+        ),
         (json.dumps({"choices": [{"delta": {}, "finish_reason": "length"}]}), Event(finish_reason="length")),
     ],
     ids=[
         "role", "text", "text without a modality", "WAV", "float WAV", "PCM", "PCM with metadata", "transcript",
-        "text and sound", "WAV in content", "usage", "usage with audio tokens", "finish reason",
+        "text and sound", "WAV in content", "usage", "usage with audio tokens", "usage with cached tokens",
+        "finish reason",
     ],
 )  # fmt: skip
 def test_chunk_is_read(data: str, event: Event) -> None:

@@ -23,7 +23,7 @@ from gateway.bench.report import (
     throughput,
 )
 from gateway.bench.scenarios import Output, Scenario
-from gateway.bench.timeline import AudioChunk, Failure, RequestTimes
+from gateway.bench.timeline import AudioChunk, Failure, PromptTokens, RequestTimes
 
 TEXT = Scenario(tokens=3)
 SPEECH = Scenario(tokens=3, output=Output.SPEECH, audio_frames=25)
@@ -45,6 +45,12 @@ def test_text_figures() -> None:
     assert (report.inter_token.count, report.inter_token.mean, report.inter_token.max) == (4, 0.5, 0.75)
     assert (report.requests_per_second, report.tokens_per_second) == (0.5, 1.5)
     assert (report.ttfa, report.rtf, report.continuous, report.underruns) == (None, None, None, None)
+
+
+def test_share_of_cached_prompts() -> None:
+    answers = [timeline([1.0], 2.5, prompt=prompt) for prompt in (PromptTokens(100, 10), PromptTokens(300, 290), None)]
+    assert summarise(TEXT, Load(2), answers, seconds=4.0).cached_share == 0.75
+    assert summarise(TEXT, Load(2), answers[2:], seconds=4.0).cached_share is None
 
 
 def test_speech_figures() -> None:
