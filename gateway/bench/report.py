@@ -158,6 +158,7 @@ def summarise(scenario: Scenario, load: Load, timelines: Sequence[RequestTimes],
     spoken = [timeline for timeline in done if timeline.sounds]
     silences = [_underruns(timeline) for timeline in spoken]
     prompts = [one.prompt for one in done if one.prompt is not None]
+    prompted = sum(one.total for one in prompts)
     return LevelReport(
         load=load,
         requests=len(timelines),
@@ -176,7 +177,7 @@ def summarise(scenario: Scenario, load: Load, timelines: Sequence[RequestTimes],
         requests_per_second=len(done) / seconds,
         tokens_per_second=sum(one.text_tokens for one in done) / seconds,
         audio_seconds_per_second=sum(one.audio_seconds for one in done) / seconds,
-        cached_share=sum(one.cached for one in prompts) / sum(one.total for one in prompts) if prompts else None,
+        cached_share=sum(one.cached for one in prompts) / prompted if prompted else None,
     )
 
 

@@ -251,7 +251,7 @@ class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
             gets one thread. A stage with wider states on a CPU gets a share of the cores.
         niceness: Niceness of the stage's worker, see ``nice(2)``. While more processes compute than there are cores,
             those with a higher niceness get less time. If stages share a worker, the smallest number applies. null
-            means 5 for thinker and talker on a CPU if no other stage shares their worker, and 0 for all other stages.
+            means that the server chooses: 5 for thinker and talker on a CPU, and 0 for all other stages.
         environment: Environment variables of the stage's worker, set before the worker imports anything.
         options: The stage's own options.
     """

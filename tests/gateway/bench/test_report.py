@@ -51,6 +51,9 @@ def test_share_of_cached_prompts() -> None:
     answers = [timeline([1.0], 2.5, prompt=prompt) for prompt in (PromptTokens(100, 10), PromptTokens(300, 290), None)]
     assert summarise(TEXT, Load(2), answers, seconds=4.0).cached_share == 0.75
     assert summarise(TEXT, Load(2), answers[2:], seconds=4.0).cached_share is None
+    # A server may report cached tokens, but not the number of all tokens.
+    partial = timeline([1.0], 2.5, prompt=PromptTokens(0, 0))
+    assert summarise(TEXT, Load(2), [partial], seconds=4.0).cached_share is None
 
 
 def test_speech_figures() -> None:
