@@ -13,6 +13,9 @@ cache=${OMNI_VENV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/omni-pipeline}
     echo "Python 3.11 or newer is needed; $python is $("$python" -V). Set PYTHON=… to a newer Python." >&2
     exit 1
 }
+# In an activated environment, `python3` is the environment's Python. If this is .venv, which is deleted below, the
+# installation would delete its own Python. The Python that the environment was made with is always safe.
+python=$("$python" -c 'import sys; print(sys._base_executable)')
 
 # The key depends only on the data that decide which packages are installed: a new lint rule must not rebuild 11 GB.
 dependencies=$("$python" - <<'PY'
