@@ -124,11 +124,15 @@ class EncoderOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_o
             with more rows is cut into pieces between two frames. A sound with more rows is cut every eight seconds. The
             encoders' attention does not cross these points, so the results stay the same. A picture is never cut.
             Between two pieces, the encoder can work on other requests.
+        max_batch: Maximum number of requests whose media are encoded together in one step. null means one request on a
+            CPU. On a GPU, null means all requests that fit into `max_batch_tokens`. On a CPU, larger batches are not
+            faster, and all requests of a batch wait until the whole batch is encoded.
         dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
     """
 
     cache_bytes: Bytes = 256 * 1024 * 1024
     max_batch_tokens: Positive = 8192
+    max_batch: Positive | None = None
     dtype: str | None = None
 
 

@@ -4,6 +4,7 @@ once.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -65,6 +66,7 @@ class MediaEncoder(ABC, Generic[Item]):
         self.name = context.name
         self._target = target
         self._max_batch_rows: int = context.options.max_batch_tokens
+        self._max_batch: float = context.options.max_batch or (1 if context.device == "cpu" else math.inf)
         self._cache = EmbeddingCache(context.options.cache_bytes)
         self._waiting: dict[str, PendingItem[Item]] = {}
         self._partly: dict[bytes, PartlyEncoded[Item]] = {}
@@ -156,17 +158,18 @@ class MediaEncoder(ABC, Generic[Item]):
     def _next_batch(self) -> tuple[list[Item], int]:
         """Distinct items to encode together, and the padded length of their chunks. There is at least one item. Further
         items are added up to the row limit, in the order of the clients' turns. So if one client sends many or large
-        media, another client waits only one batch longer.
+        media, another client waits only one batch longer. The items belong to at most `max_batch` requests.
 
         All items of a batch have the same padded length. Items with another padded length wait for another batch.
         """
         batch: dict[bytes, Item] = {}
-        pad_frames = rows = 0
+        pad_frames = rows = requests = 0
         waiting = list(self._waiting.values())
         for index in self._turns.order([request.sender for request in waiting]):
             request = waiting[index]
             if batch and request.pad_frames != pad_frames:
                 continue
+            before = len(batch)
             for item in request.items:
                 if item.key in request.found or item.key in batch:
                     continue
@@ -175,6 +178,9 @@ class MediaEncoder(ABC, Generic[Item]):
                     return list(batch.values()), pad_frames
                 batch[item.key] = item
                 pad_frames = request.pad_frames
+            requests += len(batch) > before
+            if requests == self._max_batch:
+                break
         return list(batch.values()), pad_frames
 
     def _encoded(self, batch: Sequence[Item], pad_frames: int) -> Iterator[tuple[Item, Embeddings]]:

@@ -28,6 +28,9 @@ def features(processor: Any) -> Features:
     return Features(processor)
 
 
+MANY = 32  # more requests than any test sends
+
+
 @pytest.fixture(scope="session")
 def vision_works(features: Features) -> list[VisionWork]:
     """Requests with pictures of several sizes, and a request with a clip."""
@@ -50,21 +53,23 @@ def audio_works(features: Features) -> list[AudioWork]:
 
 @pytest.fixture(scope="session")
 def image_encoder(stage_context: Any) -> ImageEncoder:
-    return ImageEncoder(stage_context("image_encoder", cache_bytes=0))
+    return ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch=MANY))
 
 
 @pytest.fixture(scope="session")
 def audio_encoder(stage_context: Any) -> AudioEncoder:
-    return AudioEncoder(stage_context("audio_encoder", cache_bytes=0))
+    return AudioEncoder(stage_context("audio_encoder", cache_bytes=0, max_batch=MANY))
 
 
-def encoded(stage: Any, works: Sequence[Any]) -> list[Any]:
-    """The stage's answers to `works`, which the stage gets all at once."""
+def encoded(stage: Any, works: Sequence[Any], batches: list[list[str]] | None = None) -> list[Any]:
+    """The stage's answers to `works`, which the stage gets all at once. Adds the ids of each batch to `batches`."""
     for number, work in enumerate(works):
         stage.receive(Start(str(number), "preprocessing", stage.name, work))
     answers = {}
     while stage.has_work:
         answers |= {message.request_id: message.body for message in stage.step()}
+        if batches is not None:
+            batches.append(stage.batch)
     assert not stage.live()
     return [answers[str(number)] for number in range(len(works))]
 
@@ -99,8 +104,10 @@ def test_each_vision_request_alone_equals_the_reference(
 def test_vision_requests_in_one_batch_equal_the_reference(
     image_encoder: ImageEncoder, vision_works: list[VisionWork], thinker: Any
 ) -> None:
-    for work, rows in zip(vision_works, encoded(image_encoder, vision_works), strict=True):
+    batches: list[list[str]] = []
+    for work, rows in zip(vision_works, encoded(image_encoder, vision_works, batches), strict=True):
         assert_vision_equals_reference(work, rows, thinker)
+    assert batches == [["0", "1", "2", "3"]]
 
 
 def test_each_audio_request_alone_equals_the_reference(
@@ -113,8 +120,24 @@ def test_each_audio_request_alone_equals_the_reference(
 def test_audio_requests_in_one_batch_equal_the_reference(
     audio_encoder: AudioEncoder, audio_works: list[AudioWork], thinker: Any
 ) -> None:
-    for work, rows in zip(audio_works, encoded(audio_encoder, audio_works), strict=True):
+    batches: list[list[str]] = []
+    for work, rows in zip(audio_works, encoded(audio_encoder, audio_works, batches), strict=True):
         assert_audio_equals_reference(work, rows, thinker)
+    assert max(map(len, batches)) > 1
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "batches"), [(None, [["0"], ["1"], ["2"], ["3"]]), (3, [["0", "1", "2"], ["3"]])]
+)
+def test_a_batch_has_the_media_of_so_many_requests(
+    max_batch: int | None, batches: list[list[str]], stage_context: Any, vision_works: list[VisionWork], thinker: Any
+) -> None:
+    """By default, one request on a CPU."""
+    stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch=max_batch))
+    found: list[list[str]] = []
+    for work, rows in zip(vision_works, encoded(stage, vision_works, found), strict=True):
+        assert_vision_equals_reference(work, rows, thinker)
+    assert found == batches
 
 
 def test_the_same_short_sound_in_other_company_is_another_item(features: Features) -> None:
@@ -126,13 +149,13 @@ def test_the_same_short_sound_in_other_company_is_another_item(features: Feature
 def test_a_small_row_limit_splits_the_work_but_not_the_answers(
     stage_context: Any, vision_works: list[VisionWork], thinker: Any
 ) -> None:
-    stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch_tokens=20))
+    stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch=MANY, max_batch_tokens=20))
     for work, rows in zip(vision_works, encoded(stage, vision_works), strict=True):
         assert_vision_equals_reference(work, rows, thinker)
 
 
 def test_a_long_clip_delays_another_picture_by_one_piece(stage_context: Any, vision_works: list[VisionWork]) -> None:
-    stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch_tokens=20))
+    stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch=MANY, max_batch_tokens=20))
     picture_work, *_, clip_work = vision_works
     (clip,) = clip_work.items
     assert clip.grid[0] == len(list(stage.pieces(clip))) == 3
@@ -156,7 +179,7 @@ def test_a_long_clip_delays_another_picture_by_one_piece(stage_context: Any, vis
 def test_a_client_with_many_clips_delays_another_client_by_one_piece(
     stage_context: Any, vision_works: list[VisionWork]
 ) -> None:
-    stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch_tokens=20))
+    stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch=MANY, max_batch_tokens=20))
     (small,), (clip,) = vision_works[0].items, vision_works[3].items
     for number in range(5):
         other = VisionItem(b"clip %d" % number, clip.grid, clip.patches)
@@ -174,7 +197,7 @@ def test_a_client_with_many_clips_delays_another_client_by_one_piece(
 
 
 def test_pieces_of_an_aborted_clip_are_forgotten(stage_context: Any, vision_works: list[VisionWork]) -> None:
-    stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch_tokens=20))
+    stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch=MANY, max_batch_tokens=20))
     for name in ("gone", "kept"):
         stage.receive(Start(name, "preprocessing", stage.name, vision_works[3]))
     assert not list(stage.step())
@@ -189,7 +212,7 @@ def test_pieces_of_an_aborted_clip_are_forgotten(stage_context: Any, vision_work
 def test_a_sound_longer_than_a_batch_is_computed_in_pieces_to_the_same_end(
     limit: int, stage_context: Any, audio_works: list[AudioWork], thinker: Any
 ) -> None:
-    stage = AudioEncoder(stage_context("audio_encoder", cache_bytes=0, max_batch_tokens=limit))
+    stage = AudioEncoder(stage_context("audio_encoder", cache_bytes=0, max_batch=MANY, max_batch_tokens=limit))
     for work, rows in zip(audio_works, encoded(stage, audio_works), strict=True):
         assert_audio_equals_reference(work, rows, thinker)
 
