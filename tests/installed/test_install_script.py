@@ -8,38 +8,33 @@ import subprocess
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.installed.conftest import SOURCES, plain_environment
+from tests.installed.conftest import Installation, plain_environment
 
 
-def test_an_active_environment_is_made_anew(tmp_path: Path) -> None:
+def test_an_active_environment_is_made_anew(sources: Path, tmp_path: Path) -> None:
     checkout, cache = tmp_path / "checkout", tmp_path / "cache"
-    for name in (*SOURCES, "requirements", "scripts/install.sh"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(ROOT / name, checkout / name)
+    shutil.copytree(sources, checkout, symlinks=True)
+    shutil.copytree(ROOT / "requirements", checkout / "requirements")
+    (checkout / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "install.sh", checkout / "scripts")
     shared = Path((ROOT / ".venv" / ".stamp").read_text().split()[0])  # the large environment of this checkout
     cache.mkdir()
     (cache / shared.name).symlink_to(shared)
-    # Without an index, an attempt to build another large environment fails at once.
-    environment = os.environ | plain_environment() | {"OMNI_VENV_CACHE": str(cache), "PIP_NO_INDEX": "1"}
-    environment["PATH"] = os.environ["PATH"]
+    installed = Installation(checkout / ".venv", tmp_path)
 
     def install(path: str) -> str:
+        # Without an index, an attempt to build another large environment fails at once.
+        environment = plain_environment() | {"OMNI_VENV_CACHE": str(cache), "PIP_NO_INDEX": "1", "PATH": path}
         command = [str(checkout / "scripts" / "install.sh")]
-        done = subprocess.run(command, env=environment | {"PATH": path}, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+        assert installed.sgl_omni("version").returncode == 0
         return done.stdout
 
-    def version() -> str:
-        program = str(checkout / ".venv" / "bin" / "sgl-omni")
-        return subprocess.run([program, "version"], env=environment, capture_output=True, text=True, check=True).stdout
-
-    assert "installed" in install(environment["PATH"])
-    assert version()
+    assert "installed" in install(os.environ["PATH"])
     with (checkout / "pyproject.toml").open("a") as project:
         project.write("# a change that needs a new environment, but no new dependencies\n")
-    active = f"{checkout / '.venv' / 'bin'}{os.pathsep}{environment['PATH']}"
+    active = f"{checkout / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     assert "installed" in install(active)
-    assert version()
     assert [each.name for each in cache.iterdir() if each.is_dir()] == [shared.name]
     assert install(active) == ""
