@@ -125,8 +125,8 @@ class EncoderOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_o
             encoders' attention does not cross these points, so the results stay the same. A picture is never cut.
             Between two pieces, the encoder can work on other requests.
         max_batch: Maximum number of requests whose media are encoded together in one step. null means one request on a
-            CPU. On a GPU, null means all requests that fit into `max_batch_tokens`. On a CPU, larger batches are not
-            faster, and all requests of a batch wait until the whole batch is encoded.
+            CPU. On a GPU, null means all requests that fit into `max_batch_tokens`. On a CPU, larger batches are
+            hardly faster, and all requests of a batch wait until the whole batch is encoded.
         dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
     """
 
